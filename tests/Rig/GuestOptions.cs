@@ -1,0 +1,44 @@
+namespace XenLoop.Rig;
+
+/// <summary>How Xen runs a guest.</summary>
+public enum GuestKind
+{
+    /// <summary>With hardware virtualization (emulated here), without emulated devices.</summary>
+    Pvh,
+
+    /// <summary>Paravirtualized.</summary>
+    Pv,
+}
+
+/// <summary>A network interface of a guest, <c>eth0</c> being the first.</summary>
+/// <param name="Bridge">The bridge in Dom0; made if it does not exist.</param>
+/// <param name="Mac">The MAC address; chosen if null.</param>
+public sealed record GuestVif(string Bridge = "xenbr0", string? Mac = null);
+
+/// <summary>How to create a <see cref="XenGuest"/>.</summary>
+public sealed record GuestOptions
+{
+    /// <summary>Its name, unique on the host: letters, digits and dashes.</summary>
+    public required string Name { get; init; }
+
+    /// <summary>How Xen runs it.</summary>
+    public GuestKind Kind { get; init; } = GuestKind.Pvh;
+
+    /// <summary>Its virtual processors.</summary>
+    public int Vcpus { get; init; } = 1;
+
+    /// <summary>Its memory.</summary>
+    public int MemoryMiB { get; init; } = 256;
+
+    /// <summary>Its network interfaces. A further one, <c>control</c>, on a bridge of its own, is the rig's.</summary>
+    public IReadOnlyList<GuestVif> Vifs { get; init; } = [new GuestVif()];
+
+    /// <summary>More arguments for its kernel.</summary>
+    public string KernelArguments { get; init; } = "";
+
+    /// <summary>More lines for its xl configuration.</summary>
+    public string XlLines { get; init; } = "";
+
+    /// <summary>How long it may take to boot.</summary>
+    public TimeSpan BootTimeout { get; init; } = TimeSpan.FromMinutes(3);
+}

@@ -1,0 +1,162 @@
+using System.Diagnostics;
+using System.Globalization;
+using System.Net.Sockets;
+
+namespace XenLoop.Rig;
+
+/// <summary>
+/// The emulated machine: its processor, a serial console that goes to a file, and virtio serial ports that arrive here as
+/// unix sockets. It has no network and no disk.
+/// </summary>
+/// <remarks>
+/// The ports are connected from the start, for a port without a peer reads as ended in Dom0. Serial ports are preferred
+/// to QEMU's user-mode network because they have no timers: with exact timing an idle guest's clock leaps ahead, and a
+/// TCP connection to the outside would run into its time limits.
+/// </remarks>
+internal sealed class Qemu : IAsyncDisposable
+{
+    /// <summary>How many scripts can run at the same time.</summary>
+    private const int PortCount = 16;
+
+    /// <summary>
+    /// Flags of which real Xen gets something wrong under software emulation: SMAP, SMEP and PKU crash a PV Dom0, RDTSCP
+    /// kills PVH guests; and without ERMS and FSRM the kernel copies with <c>rep movsq</c>, eight times as fast here as
+    /// <c>rep movsb</c>.
+    /// </summary>
+    private const string Processor = "max,-smap,-smep,-pku,-la57,-rdtscp,-erms,-fsrm";
+
+    private readonly string _scratch;
+    private readonly Process _process;
+
+    private Qemu(string scratch, Process process)
+    {
+        _scratch = scratch;
+        _process = process;
+    }
+
+    /// <summary>The ports, in no particular order.</summary>
+    public List<CommandPort> Ports { get; } = [];
+
+    /// <summary>Starts the machine, which begins to boot.</summary>
+    public static async Task<Qemu> StartAsync(RigImage image, XenHostOptions options)
+    {
+        string scratch = Directory.CreateTempSubdirectory("xenloop-rig-").FullName;
+        List<Socket> listeners = [];
+        try
+        {
+            ProcessStartInfo start = new(image.RunQemu, [scratch, .. Arguments(image, options, scratch)])
+            {
+                // Its end is how the script learns that this process has died.
+                RedirectStandardInput = true,
+            };
+            for (int i = 0; i < PortCount; i++)
+            {
+                listeners.Add(Listen(PortPath(scratch, i)));
+            }
+
+            Process process = Process.Start(start)
+                ?? throw new InvalidOperationException($"{image.RunQemu} did not start.");
+            Qemu qemu = new(scratch, process);
+            try
+            {
+                await qemu.AcceptPortsAsync(listeners);
+                return qemu;
+            }
+            catch
+            {
+                await qemu.DisposeAsync();
+                throw;
+            }
+        }
+        finally
+        {
+            listeners.ForEach(listener => listener.Dispose());
+        }
+    }
+
+    /// <summary>The end of what the hypervisor and Dom0's kernel said, for error messages.</summary>
+    public string LogTail()
+    {
+        string text = "";
+        foreach (string name in (string[])["qemu.log", "console.log"])
+        {
+            string path = Path.Combine(_scratch, name);
+            if (File.Exists(path))
+            {
+                string[] lines = File.ReadAllLines(path);
+                text += $"--- end of {name}\n{string.Join('\n', lines.TakeLast(40))}\n";
+            }
+        }
+
+        return text;
+    }
+
+    public async ValueTask DisposeAsync()
+    {
+        Ports.ForEach(port => port.Dispose());
+        _process.StandardInput.Close();
+        await _process.WaitForExitAsync();
+        _process.Dispose();
+    }
+
+    private static List<string> Arguments(RigImage image, XenHostOptions options, string scratch)
+    {
+        // Beyond two processors of the host more emulation threads only contend.
+        int processors = options.Timing == RigTiming.Exact ? 1 : Math.Clamp(Environment.ProcessorCount, 1, 2);
+        int dom0Vcpus = options.Timing == RigTiming.Exact ? 1 : options.Dom0Vcpus;
+        const int ForXenItself = 256;
+        int memory = options.Dom0MemoryMiB + options.GuestMemoryMiB + ForXenItself;
+        List<string> arguments =
+        [
+            "-nodefaults", "-no-user-config", "-display", "none",
+            // Xen reboots after a crash; this makes QEMU end instead, which the ports show at once.
+            "-no-reboot",
+            "-machine", "pc", "-cpu", Processor, "-m", memory.ToString(CultureInfo.InvariantCulture),
+            "-smp", processors.ToString(CultureInfo.InvariantCulture),
+            .. options.Timing == RigTiming.Exact
+                ? (string[])["-accel", "tcg,thread=single,tb-size=512", "-icount", "shift=0,align=off,sleep=off"]
+                : ["-accel", "tcg,thread=multi,tb-size=512"],
+            "-kernel", image.Hypervisor,
+            "-append",
+            $"dom0_mem={options.Dom0MemoryMiB}M,max:{options.Dom0MemoryMiB}M dom0_max_vcpus={dom0Vcpus} "
+                + $"console=com1 com1=115200,8n1 spec-ctrl=off xpti=off bootscrub=0 {options.XenArguments}",
+            "-initrd", $"{image.Kernel} console=hvc0 loglevel=5,{image.Dom0Files}",
+            "-serial", $"file:{Path.Combine(scratch, "console.log")}",
+            "-device", $"virtio-serial-pci,max_ports={PortCount + 1}",
+        ];
+        for (int i = 0; i < PortCount; i++)
+        {
+            arguments.AddRange(
+                "-chardev", $"socket,id=port{i},path={PortPath(scratch, i)}",
+                "-device", $"virtserialport,chardev=port{i},nr={i + 1}");
+        }
+
+        return arguments;
+    }
+
+    private static string PortPath(string scratch, int index) => Path.Combine(scratch, $"port{index}");
+
+    private static Socket Listen(string path)
+    {
+        Socket listener = new(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified);
+        listener.Bind(new UnixDomainSocketEndPoint(path));
+        listener.Listen(1);
+        return listener;
+    }
+
+    private async Task AcceptPortsAsync(List<Socket> listeners)
+    {
+        using CancellationTokenSource limit = new(TimeSpan.FromSeconds(30));
+        try
+        {
+            foreach (Socket listener in listeners)
+            {
+                Ports.Add(new CommandPort(await listener.AcceptAsync(limit.Token)));
+            }
+        }
+        catch (OperationCanceledException)
+        {
+            throw new TimeoutException($"QEMU did not start within 30 seconds.\n{LogTail()}");
+        }
+    }
+}

@@ -1,0 +1,70 @@
+using System.Diagnostics;
+
+namespace XenLoop.Rig;
+
+/// <summary>The files that the rig boots, made by <c>tests/Rig/image/build</c>.</summary>
+internal sealed class RigImage
+{
+    private static readonly SemaphoreSlim BuildOnce = new(1);
+
+    private readonly string _folder;
+
+    private RigImage(string repository)
+    {
+        RunQemu = Path.Combine(repository, "tests", "Rig", "run-qemu");
+        _folder = Path.Combine(repository, "artifacts", "rig");
+    }
+
+    /// <summary>The script that keeps QEMU.</summary>
+    public string RunQemu { get; }
+
+    public string Hypervisor => Path.Combine(_folder, "xen");
+
+    public string Kernel => Path.Combine(_folder, "vmlinux");
+
+    public string Dom0Files => Path.Combine(_folder, "dom0.cpio");
+
+    /// <summary>Finds the images, and makes them first when they are missing or out of date.</summary>
+    public static async Task<RigImage> GetAsync()
+    {
+        string repository = FindRepository();
+        await BuildOnce.WaitAsync();
+        try
+        {
+            await BuildAsync(Path.Combine(repository, "tests", "Rig", "image", "build"));
+        }
+        finally
+        {
+            BuildOnce.Release();
+        }
+
+        return new RigImage(repository);
+    }
+
+    private static async Task BuildAsync(string script)
+    {
+        using Process build = Process.Start(new ProcessStartInfo(script) { RedirectStandardError = true })
+            ?? throw new InvalidOperationException($"{script} did not start.");
+        string error = await build.StandardError.ReadToEndAsync();
+        await build.WaitForExitAsync();
+        if (build.ExitCode != 0)
+        {
+            throw new InvalidOperationException(
+                $"{script} failed with exit code {build.ExitCode}. It needs root, Debian 12 and its package archive.\n{error}");
+        }
+    }
+
+    private static string FindRepository()
+    {
+        for (string? folder = AppContext.BaseDirectory; folder is not null; folder = Path.GetDirectoryName(folder))
+        {
+            if (File.Exists(Path.Combine(folder, "tests", "Rig", "run-qemu")))
+            {
+                return folder;
+            }
+        }
+
+        throw new DirectoryNotFoundException(
+            $"No folder above {AppContext.BaseDirectory} has tests/Rig/run-qemu: the rig runs from within its repository.");
+    }
+}

@@ -1,0 +1,134 @@
+using System.Globalization;
+using System.Threading.Channels;
+
+namespace XenLoop.Rig;
+
+/// <summary>
+/// A whole Xen host: the real hypervisor with a Dom0 and guests, on software-emulated processors. It needs no
+/// virtualization hardware. Dom0 has the bridge <c>xenbr0</c> with the addresses 10.77.0.1 and fd77::1.
+/// </summary>
+/// <remarks>
+/// Nothing in Dom0 or in a guest takes processor time while a script of the caller's runs: whoever waits, blocks.
+/// </remarks>
+public sealed class XenHost : IAsyncDisposable
+{
+    private const string Remedy =
+        "If the machine is merely slow, allow more time (XenHostOptions.BootTimeout, the timeout of the call).";
+
+    private readonly Qemu _qemu;
+    private readonly Channel<CommandPort> _freePorts = Channel.CreateUnbounded<CommandPort>();
+    private int _requests;
+    private int _guests;
+
+    private XenHost(Qemu qemu, XenHostOptions options)
+    {
+        _qemu = qemu;
+        Options = options;
+        qemu.Ports.ForEach(Release);
+    }
+
+    /// <summary>What this host was started with.</summary>
+    public XenHostOptions Options { get; }
+
+    /// <summary>Boots a host and waits until Dom0 can create guests.</summary>
+    public static async Task<XenHost> StartAsync(XenHostOptions? options = null)
+    {
+        options ??= new XenHostOptions();
+        Qemu qemu = await Qemu.StartAsync(await RigImage.GetAsync(), options);
+        XenHost host = new(qemu, options);
+        try
+        {
+            (await host.RunAsync("xl info", options.BootTimeout)).Check();
+            return host;
+        }
+        catch
+        {
+            await host.DisposeAsync();
+            throw;
+        }
+    }
+
+    /// <summary>Runs a script of the shell in Dom0. Many may run at the same time.</summary>
+    /// <param name="script">The script; a later process that it leaves behind may live on.</param>
+    /// <param name="timeout">How long it may take, in real time; one minute if not given.</param>
+    /// <exception cref="TimeoutException">It took longer, and was killed.</exception>
+    public async Task<CommandResult> RunAsync(string script, TimeSpan? timeout = null)
+    {
+        string id = NewId();
+        return await ExchangeAsync(
+            CommandPort.Request(id, script, []), "Dom0", script, timeout, () => ExchangeAsync(KillRequest(id)));
+    }
+
+    /// <summary>Copies a file of this machine into Dom0, where it gets the given mode (octal).</summary>
+    public async Task PushAsync(string localPath, string dom0Path, string mode = "644")
+    {
+        byte[] request = CommandPort.Request(
+            NewId(), PushScript(dom0Path, mode), await File.ReadAllBytesAsync(localPath));
+        (await ExchangeAsync(request, "Dom0", $"(push of {localPath})", null, () => Task.CompletedTask)).Check();
+    }
+
+    /// <summary>Creates a guest and waits until it has booted.</summary>
+    public async Task<XenGuest> CreateGuestAsync(GuestOptions options)
+    {
+        XenGuest guest = new(this, options, Interlocked.Increment(ref _guests));
+        await guest.BootAsync();
+        return guest;
+    }
+
+    /// <summary>All domains with Dom0, and those that are dead but not yet freed, as <c>xl list</c> shows them.</summary>
+    public async Task<IReadOnlyList<XenDomain>> DomainsAsync() =>
+        XenDomain.Parse((await RunAsync("xl list")).Check().Output);
+
+    /// <summary>The end of what the hypervisor and Dom0's kernel said.</summary>
+    public string LogTail() => _qemu.LogTail();
+
+    /// <inheritdoc/>
+    public ValueTask DisposeAsync() => _qemu.DisposeAsync();
+
+    internal static string PushScript(string path, string mode) => $"cat >'{path}.new' && chmod {mode} '{path}.new' && mv -f '{path}.new' '{path}'";
+
+    /// <summary>A request that kills the process group of another.</summary>
+    internal byte[] KillRequest(string id) =>
+        CommandPort.Request(NewId(), $"kill -KILL -$(cat /run/rig/{id}/pid)", []);
+
+    internal string NewId() => Interlocked.Increment(ref _requests).ToString(CultureInfo.InvariantCulture);
+
+    /// <summary>
+    /// Sends a request to Dom0 and waits for the result; when time is up, calls <paramref name="kill"/>.
+    /// </summary>
+    internal async Task<CommandResult> ExchangeAsync(
+        byte[] request, string where, string script, TimeSpan? timeout, Func<Task> kill)
+    {
+        TimeSpan limit = timeout ?? TimeSpan.FromMinutes(1);
+        Task<CommandResult> exchange = ExchangeAsync(request);
+        try
+        {
+            return await exchange.WaitAsync(limit);
+        }
+        catch (TimeoutException)
+        {
+            Forget(exchange);
+            Forget(kill());
+            throw new TimeoutException(
+                $"{where} took longer than {limit.TotalSeconds} s. {Remedy}\n--- script\n{script}\n{LogTail()}");
+        }
+        catch (IOException)
+        {
+            throw new InvalidOperationException($"QEMU has ended.\n--- script\n{script}\n{LogTail()}");
+        }
+    }
+
+    /// <summary>The port is given back only when its answer has come: until then it cannot serve another request.</summary>
+    private async Task<CommandResult> ExchangeAsync(byte[] request)
+    {
+        CommandPort port = await _freePorts.Reader.ReadAsync();
+        CommandResult result = await port.ExchangeAsync(request);
+        Release(port);
+        return result;
+    }
+
+    private static void Forget(Task task) =>
+        task.ContinueWith(failed => failed.Exception, CancellationToken.None, TaskContinuationOptions.OnlyOnFaulted, TaskScheduler.Default);
+
+    private void Release(CommandPort port) => _freePorts.Writer.TryWrite(port);
+}
