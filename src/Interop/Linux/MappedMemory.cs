@@ -1,0 +1,39 @@
+using Tmds.Linux;
+
+namespace XenLoop.Interop.Linux;
+
+/// <summary>Memory shared with the kernel or another process through a descriptor, mapped read-write until disposed.</summary>
+internal sealed unsafe class MappedMemory : IDisposable
+{
+    private MappedMemory(byte* address, int length)
+    {
+        Address = address;
+        Length = length;
+    }
+
+    public byte* Address { get; private set; }
+
+    public int Length { get; }
+
+    /// <summary>Maps from offset 0 (MAP_SHARED). The descriptor may be closed afterwards.</summary>
+    /// <param name="fd">A file, a memfd, or a mappable BPF array.</param>
+    /// <param name="length">Bytes; rounded up to whole pages by the kernel.</param>
+    /// <param name="subject">Named in the error's message.</param>
+    /// <exception cref="NativeException">The descriptor cannot be mapped.</exception>
+    public static MappedMemory Map(int fd, int length, string subject)
+    {
+        void* address = LibC.mmap(null, length, LibC.PROT_READ | LibC.PROT_WRITE, LibC.MAP_SHARED, fd, 0);
+        return address == LibC.MAP_FAILED
+            ? throw new NativeException("mmap", subject, LibC.errno)
+            : new MappedMemory((byte*)address, length);
+    }
+
+    public void Dispose()
+    {
+        if (Address != null)
+        {
+            _ = LibC.munmap(Address, Length);
+            Address = null;
+        }
+    }
+}
