@@ -1,0 +1,110 @@
+using System.Runtime.InteropServices;
+using XenLoop.Interop.Linux;
+using static XenLoop.Interop.Linux.BpfRegister;
+
+namespace XenLoop.Divert;
+
+/// <summary>
+/// The programs that run in the kernel, once for each packet. They use nothing that Linux 5.5 does not have.
+/// </summary>
+internal static class DivertPrograms
+{
+    // struct __sk_buff of linux/bpf.h.
+    private const int SkbLength = 0;
+    private const int SkbData = 76;
+    private const int SkbDataEnd = 80;
+
+    private const int EthernetHeader = 14;
+    private const int SourceMac = 6;
+
+    // TCX_NEXT and TC_ACT_UNSPEC: nothing decided, the next program or filter runs, and in the end the packet goes its way.
+    private const int Next = -1;
+    private const int BPF_F_INGRESS = 1;
+
+    /// <summary>At the egress of the vif: counts packets to tracked destinations and hands those to connected ones to their TAPs.</summary>
+    public static BpfInstruction[] Divert(MacAddress own, SafeFd peers, SafeFd stamps)
+    {
+        int tapIndex = (int)Marshal.OffsetOf<VifDivert.Peer>(nameof(VifDivert.Peer.TapIndex));
+        int slot = (int)Marshal.OffsetOf<VifDivert.Peer>(nameof(VifDivert.Peer.Slot));
+        int seen = (int)Marshal.OffsetOf<VifDivert.Peer>(nameof(VifDivert.Peer.Seen));
+        int diverted = (int)Marshal.OffsetOf<VifDivert.Peer>(nameof(VifDivert.Peer.Diverted));
+        int divertedBytes = (int)Marshal.OffsetOf<VifDivert.Peer>(nameof(VifDivert.Peer.DivertedBytes));
+
+        BpfProgram program = new BpfProgram()
+            .Move(R6, R1)
+            .Load(BpfSize.Word, R2, R6, SkbData)
+            .Load(BpfSize.Word, R3, R6, SkbDataEnd)
+            .Move(R4, R2)
+            .Add(R4, EthernetHeader)
+            .JumpIfGreater(R4, R3, "pass")
+
+            // Only what this domain itself sends: a frame that it bridges for somebody else would fail the peer's check of the source.
+            .Load(BpfSize.Word, R4, R2, SourceMac)
+            .JumpIfNotEqual32(R4, (int)(uint)own.Bits, "pass")
+            .Load(BpfSize.Half, R4, R2, SourceMac + 4)
+            .JumpIfNotEqual(R4, (int)(own.Bits >> 32), "pass")
+
+            // R7 = the destination's entry; the key is its six bytes and two zeros.
+            .Load(BpfSize.Word, R4, R2, 0)
+            .Store(BpfSize.Word, R10, -8, R4)
+            .Load(BpfSize.Half, R4, R2, 4)
+            .Store(BpfSize.Word, R10, -4, R4)
+            .LoadMap(R1, peers.Number)
+            .Move(R2, R10)
+            .Add(R2, -8)
+            .Call(BpfHelper.map_lookup_elem)
+            .JumpIfEqual(R0, 0, "pass")
+            .Move(R7, R0)
+            .Move(R1, 1)
+            .AtomicAdd(R7, seen, R1)
+            .Load(BpfSize.Word, R8, R7, tapIndex)
+            .JumpIfEqual(R8, 0, "pass")
+
+            // R9 = the slot's stamp.
+            .Load(BpfSize.Word, R1, R7, slot)
+            .Store(BpfSize.Word, R10, -8, R1)
+            .LoadMap(R1, stamps.Number)
+            .Move(R2, R10)
+            .Add(R2, -8)
+            .Call(BpfHelper.map_lookup_elem)
+            .JumpIfEqual(R0, 0, "pass")
+            .Move(R9, R0)
+            .Load(BpfSize.Double, R1, R9, LivenessStamp.BlockedOffset)
+            .JumpIfNotEqual(R1, 0, "pass")
+
+            // Nothing undrained: this packet is the first, and leaves its time.
+            .Call(BpfHelper.ktime_get_ns)
+            .Load(BpfSize.Double, R1, R9, LivenessStamp.StampOffset)
+            .JumpIfNotEqual(R1, 0, "undrained")
+            .Store(BpfSize.Double, R9, LivenessStamp.StampOffset, R0)
+            .Move(R1, R0)
+
+            // Signed: another CPU may have written its stamp after this one looked at the clock, an age just below zero.
+            .Label("undrained")
+            .Subtract(R0, R1)
+            .JumpIfGreaterSigned(R0, VifDivert.StaleNanoseconds, "pass")
+
+            .Move(R1, 1)
+            .AtomicAdd(R7, diverted, R1)
+            .Load(BpfSize.Word, R1, R6, SkbLength)
+            .AtomicAdd(R7, divertedBytes, R1)
+            .Move(R1, R8)
+            .Move(R2, 0)
+            .Call(BpfHelper.redirect)
+            .Exit()
+
+            .Label("pass")
+            .Move(R0, Next)
+            .Exit();
+        return program.ToArray();
+    }
+
+    /// <summary>At the ingress of a channel's TAP: everything goes to the ingress of the vif.</summary>
+    public static BpfInstruction[] Inject(int vifIndex) =>
+        new BpfProgram()
+            .Move(R1, vifIndex)
+            .Move(R2, BPF_F_INGRESS)
+            .Call(BpfHelper.redirect)
+            .Exit()
+            .ToArray();
+}

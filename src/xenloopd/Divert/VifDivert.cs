@@ -1,0 +1,288 @@
+using System.Runtime.InteropServices;
+using Tmds.Linux;
+using XenLoop.Interop;
+using XenLoop.Interop.Linux;
+
+namespace XenLoop.Divert;
+
+/// <summary>
+/// The hooks on one local vif. At its egress a BPF program looks at the destination of each packet and hands those to
+/// connected peers to their TAPs; whatever arrives at such a TAP appears at the vif's ingress, as if it had come from
+/// netfront. Beneath the network layer on both sides: addresses, routes and firewall rules of the vif hold.
+/// Every doubt is decided for netfront: the program never drops a packet.
+/// All methods belong to the control thread; the stamps are for everybody.
+/// </summary>
+internal sealed unsafe class VifDivert : IDisposable
+{
+    /// <summary>An undrained packet of this age means that nobody drains.</summary>
+    internal const int StaleNanoseconds = 200_000_000;
+
+    /// <summary>Neighbours that can be counted at once; some 100 bytes of kernel memory each.</summary>
+    private const int MaxTracked = 1024;
+
+    // "XL" in ASCII: high enough to run after an administrator's filters, low enough not to meet the kernel's automatic ones (from 0xC000).
+    internal const ushort FilterPriority = 0x584C;
+    internal const uint FilterHandle = 0x584C0001;
+    internal const string FilterName = "xenloopd";
+    // The successor of a killed daemon learns from the name that clsact was not there before.
+    internal const string FilterNameWithClsact = "xenloopd+clsact";
+
+    private const int ENODEV = 19;
+
+    private readonly string _interfaceName;
+    private readonly int _interfaceIndex;
+    private readonly int _slots;
+    private readonly RtNetlink _rtnetlink;
+    private readonly SafeFd _peers;
+    private readonly SafeFd _stamps;
+    private readonly MappedMemory _stampLines;
+    private readonly SafeFd _egressProgram;
+    private SafeFd? _ingressProgram;
+    private SafeFd? _egressLink;
+    private bool _ownsClsact;
+    private bool _disposed;
+
+    private VifDivert(string interfaceName, MacAddress own, int slots)
+    {
+        _interfaceName = interfaceName;
+        _slots = slots;
+        _rtnetlink = new RtNetlink();
+        try
+        {
+            LinkInfo link = _rtnetlink.FindLink(interfaceName)
+                ?? throw new NativeException("RTM_GETLINK", interfaceName, ENODEV);
+            _interfaceIndex = link.Index;
+            _peers = Bpf.CreateHash("xenloop_peers", sizeof(ulong), sizeof(Peer), MaxTracked);
+            _stamps = Bpf.CreateMappableArray("xenloop_stamps", LivenessStamp.Size, slots);
+            _stampLines = MappedMemory.Map(_stamps.Number, slots * LivenessStamp.Size, "the BPF map xenloop_stamps");
+            for (int slot = 0; slot < slots; slot++)
+            {
+                Stamp(slot).Block();
+            }
+            _egressProgram = Bpf.LoadClassifier("xenloop_divert", DivertPrograms.Divert(own, _peers, _stamps));
+        }
+        catch
+        {
+            Dispose();
+            throw;
+        }
+    }
+
+    /// <summary>How the programs are attached.</summary>
+    public DivertRung Rung { get; private set; }
+
+    /// <summary>Index of the interface in this network namespace.</summary>
+    public int InterfaceIndex => _interfaceIndex;
+
+    /// <summary>Attaches to an interface, by the best rung that the kernel has. Nothing is diverted until a peer is connected and its slot open.</summary>
+    /// <param name="interfaceName">The vif as this domain sees it.</param>
+    /// <param name="own">Its MAC address as Dom0 announced it: frames from other sources (bridged ones) pass.</param>
+    /// <param name="slots">Channels that can be connected at once; slots are numbered from 0.</param>
+    /// <param name="only">Try this rung alone.</param>
+    /// <exception cref="NativeException">No such interface, missing rights, or neither rung works here.</exception>
+    public static VifDivert Attach(string interfaceName, MacAddress own, int slots, DivertRung? only = null)
+    {
+        VifDivert divert = new(interfaceName, own, slots);
+        try
+        {
+            divert.AttachEgress(only);
+            return divert;
+        }
+        catch
+        {
+            divert.Dispose();
+            throw;
+        }
+    }
+
+    /// <summary>Starts counting packets to this destination. A destination that is tracked already stays as it is.</summary>
+    public void Track(MacAddress peer)
+    {
+        if (!Bpf.Lookup(_peers, peer.Bits, out Peer _))
+        {
+            Bpf.Update(_peers, peer.Bits, default(Peer));
+        }
+    }
+
+    /// <summary>Hands packets to this destination to a TAP, as soon as the slot is open (<see cref="LivenessStamp.Open"/>). Counters go on.</summary>
+    /// <param name="peer">Tracked or not.</param>
+    /// <param name="tapIndex">Index of the channel's TAP.</param>
+    /// <param name="slot">Which stamp guards it.</param>
+    public void Connect(MacAddress peer, int tapIndex, int slot)
+    {
+        ArgumentOutOfRangeException.ThrowIfNegativeOrZero(tapIndex);
+        ArgumentOutOfRangeException.ThrowIfGreaterThanOrEqual((uint)slot, (uint)_slots, nameof(slot));
+        Replace(peer, tapIndex, slot);
+    }
+
+    /// <summary>Back to counting. Nothing to do for a destination that is not tracked.</summary>
+    public void Disconnect(MacAddress peer)
+    {
+        if (Bpf.Lookup(_peers, peer.Bits, out Peer _))
+        {
+            Replace(peer, 0, 0);
+        }
+    }
+
+    /// <summary>The destination is no neighbour any more: its packets pass uncounted.</summary>
+    public void Forget(MacAddress peer) => _ = Bpf.Delete(_peers, peer.Bits);
+
+    /// <summary>Counters since the destination is tracked; zeros when it is not.</summary>
+    public DivertCounters Read(MacAddress peer) =>
+        Bpf.Lookup(_peers, peer.Bits, out Peer found) ? new DivertCounters(found.Seen, found.Diverted, found.DivertedBytes) : default;
+
+    /// <summary>The slot's stamp: blocked at first.</summary>
+    public LivenessStamp Stamp(int slot)
+    {
+        ArgumentOutOfRangeException.ThrowIfGreaterThanOrEqual((uint)slot, (uint)_slots, nameof(slot));
+        return new LivenessStamp(_stampLines.Address + (slot * LivenessStamp.Size));
+    }
+
+    /// <summary>Whatever arrives at this TAP appears at the ingress of the vif. Ends with the returned object or with the TAP.</summary>
+    public IDisposable AttachReinjection(TapDevice tap)
+    {
+        _ingressProgram ??= Bpf.LoadClassifier("xenloop_inject", DivertPrograms.Inject(_interfaceIndex));
+        if (Rung == DivertRung.Tcx)
+        {
+            return Bpf.CreateTcxLink(_ingressProgram, tap.Index, BpfAttachType.BPF_TCX_INGRESS);
+        }
+        _ = _rtnetlink.AddClsact(tap.Index);
+        _rtnetlink.AddBpfFilter(tap.Index, TcHook.Ingress, FilterPriority, FilterHandle, _ingressProgram.Number, FilterName);
+        return NothingToDo.Instance;
+    }
+
+    /// <summary>
+    /// After <see cref="LivenessStamp.Block"/> or <see cref="Disconnect"/>: returns when every program that was running on some CPU
+    /// has ended, so that the last diverted packet is in the TAP. Takes some milliseconds.
+    /// </summary>
+    public static void WaitForPackets()
+    {
+        // Waits for an RCU grace period; the hooks run inside RCU sections. Refused on machines with nohz_full CPUs: there the wait is by time.
+        const int MEMBARRIER_CMD_GLOBAL = 1;
+        int SYS_membarrier = RuntimeInformation.ProcessArchitecture == Architecture.Arm64 ? 283 : 324;
+        if ((int)LibC.syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0) != 0)
+        {
+            Thread.Sleep(10);
+        }
+    }
+
+    /// <summary>Detaches from the vif and leaves nothing behind. Diverting has ended when it returns.</summary>
+    public void Dispose()
+    {
+        if (_disposed)
+        {
+            return;
+        }
+        _disposed = true;
+        try
+        {
+            if (_egressLink is not null)
+            {
+                _egressLink.Dispose();
+            }
+            else if (_interfaceIndex != 0)
+            {
+                DetachFilter();
+            }
+        }
+        catch (NativeException)
+        {
+            // The interface may be gone, and its filters with it. What stays lets every packet pass, and the next daemon removes it.
+        }
+        _ingressProgram?.Dispose();
+        _egressProgram?.Dispose();
+        _stampLines?.Dispose();
+        _stamps?.Dispose();
+        _peers?.Dispose();
+        _rtnetlink.Dispose();
+    }
+
+    private void AttachEgress(DivertRung? only)
+    {
+        // What a killed predecessor left passes every packet, but would count as somebody's use of clsact.
+        _ownsClsact = RemoveStaleFilter();
+        if (only is not DivertRung.ClsBpf)
+        {
+            try
+            {
+                _egressLink = Bpf.CreateTcxLink(_egressProgram, _interfaceIndex, BpfAttachType.BPF_TCX_EGRESS);
+                Rung = DivertRung.Tcx;
+                ReleaseClsact();
+                return;
+            }
+            catch (NativeException) when (only is null)
+            {
+                // An older kernel: the next rung, whose error counts if it fails, too.
+            }
+        }
+        _ownsClsact |= _rtnetlink.AddClsact(_interfaceIndex);
+        Rung = DivertRung.ClsBpf;
+        _rtnetlink.AddBpfFilter(
+            _interfaceIndex, TcHook.Egress, FilterPriority, FilterHandle, _egressProgram.Number,
+            _ownsClsact ? FilterNameWithClsact : FilterName);
+    }
+
+    /// <summary>Removes a filter that bears our priority, handle and name; another's is not touched.</summary>
+    /// <returns>True when its owner had added clsact, too.</returns>
+    private bool RemoveStaleFilter()
+    {
+        foreach (TcFilter filter in _rtnetlink.ListFilters(_interfaceIndex, TcHook.Egress))
+        {
+            if (filter is { Kind: "bpf", Priority: FilterPriority, Handle: FilterHandle, Name: FilterName or FilterNameWithClsact })
+            {
+                _ = _rtnetlink.DeleteFilter(_interfaceIndex, TcHook.Egress, FilterPriority, FilterHandle);
+                return filter.Name == FilterNameWithClsact;
+            }
+        }
+        return false;
+    }
+
+    private void DetachFilter()
+    {
+        _ = RemoveStaleFilter();
+        ReleaseClsact();
+    }
+
+    /// <summary>Removes clsact if it is ours and nobody else has put a filter there meanwhile.</summary>
+    private void ReleaseClsact()
+    {
+        if (_ownsClsact &&
+            _rtnetlink.ListFilters(_interfaceIndex, TcHook.Egress).Count == 0 &&
+            _rtnetlink.ListFilters(_interfaceIndex, TcHook.Ingress).Count == 0)
+        {
+            _rtnetlink.DeleteClsact(_interfaceIndex);
+        }
+        _ownsClsact = false;
+    }
+
+    private void Replace(MacAddress peer, int tapIndex, int slot)
+    {
+        // The element is exchanged as a whole: what the program counts between the look and the exchange is lost, a few packets.
+        _ = Bpf.Lookup(_peers, peer.Bits, out Peer entry);
+        entry.TapIndex = (uint)tapIndex;
+        entry.Slot = (uint)slot;
+        Bpf.Update(_peers, peer.Bits, in entry);
+    }
+
+    /// <summary>A destination, as program and daemon share it. The key is <see cref="MacAddress.Bits"/>.</summary>
+    [StructLayout(LayoutKind.Sequential)]
+    internal struct Peer
+    {
+        /// <summary>0: tracked, not connected.</summary>
+        public uint TapIndex;
+        public uint Slot;
+        public ulong Seen;
+        public ulong Diverted;
+        public ulong DivertedBytes;
+    }
+}
+
+/// <summary>For what ends by itself.</summary>
+internal sealed class NothingToDo : IDisposable
+{
+    public static readonly NothingToDo Instance = new();
+
+    public void Dispose()
+    {
+    }
+}
