@@ -29,6 +29,7 @@ internal sealed unsafe class XenStore : IDisposable
     private const int ENOENT = 2;
     private const int E2BIG = 7;
     private const int EAGAIN = 11;
+    private const int EACCES = 13;
     private const int EINVAL = 22;
 
     // The kernel's xenbus device takes a header of 16 bytes and the payload in one page.
@@ -74,6 +75,20 @@ internal sealed unsafe class XenStore : IDisposable
         }
 
         return new XenStore(handle, fileDescriptor);
+    }
+
+    /// <summary>As <see cref="Read"/>, for another domain's node: null, too, while this domain may not see it.
+    /// (XenStore answers EACCES even for a node that does not exist, where the parent is not ours to read.)</summary>
+    public string? ReadIfVisible(string path)
+    {
+        try
+        {
+            return Read(path);
+        }
+        catch (NativeException e) when (e.Errno == EACCES)
+        {
+            return null;
+        }
     }
 
     /// <summary>The node's value, or null when there is no such node.</summary>

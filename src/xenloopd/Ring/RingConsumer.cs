@@ -84,6 +84,9 @@ internal sealed unsafe class RingConsumer
         return !HasData();
     }
 
+    /// <summary>Awake again: no event is needed for the next record. A hint; an event too many does no harm.</summary>
+    public void Disarm() => Volatile.Write(ref _own->WakeAt, _index);
+
     /// <summary>Looks at the peer's index. Cheap enough to spin on.</summary>
     public bool HasData() => _index != _produced || ReadProduced();
 

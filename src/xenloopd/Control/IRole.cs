@@ -1,0 +1,20 @@
+using System.Text.Json;
+
+namespace XenLoop.Control;
+
+/// <summary>
+/// What the daemon is on this domain: a guest, or Dom0's introducer. Level-triggered: whatever fired, a turn compares
+/// what should be with what is. All calls come from the control thread.
+/// </summary>
+internal interface IRole : IDisposable
+{
+    /// <summary>Descriptor that becomes readable when a watch fired.</summary>
+    int XenStoreDescriptor { get; }
+
+    /// <summary>Takes the watches that fired, and brings what is closer to what should be.</summary>
+    /// <returns>Milliseconds until another turn is due though nothing fires; -1 for none.</returns>
+    int Turn();
+
+    /// <summary>Writes the members of the status object.</summary>
+    void WriteStatus(Utf8JsonWriter json);
+}

@@ -1,0 +1,368 @@
+using System.Buffers.Binary;
+using System.Diagnostics;
+using System.Runtime.InteropServices;
+using Tmds.Linux;
+using XenLoop.Divert;
+using XenLoop.Hypervisor;
+using XenLoop.Interop.Linux;
+using XenLoop.Ring;
+
+namespace XenLoop.DataPath;
+
+/// <summary>What passed, in packets and bytes of frame. Written by the data loop, read by anyone.</summary>
+internal struct PathCounters
+{
+    public ulong SentPackets;
+    public ulong SentBytes;
+    public ulong ReceivedPackets;
+    public ulong ReceivedBytes;
+    /// <summary>Frames the local TAP would not take (full queue, interface down).</summary>
+    public ulong ReceiveErrors;
+    /// <summary>Events sent to the peer.</summary>
+    public ulong Notifications;
+    /// <summary>Times the peer was found not to empty the ring.</summary>
+    public ulong Stalls;
+}
+
+/// <summary>
+/// The data path of one channel: read(2) from the TAP straight into the send ring, write(2) to the TAP straight from
+/// the receive ring. Belongs to the data loop's thread. Allocates nothing, takes no lock, never waits for the peer.
+/// </summary>
+internal sealed unsafe class ChannelPath
+{
+    // A burst is published and notified once. Bounded, so that the peer starts on it early and no channel starves another.
+    private const int BurstPackets = 32;
+    private const uint BurstBytes = 256 * 1024;
+
+    // More than any ring holds: a drain ends although the other side keeps on producing.
+    private const int DrainBursts = 64;
+
+    private const int VnetHeaderBytes = TapDevice.VnetHeaderSize;
+    private const int HeaderBytes = VnetHeaderBytes + 14; // with the Ethernet header
+    private const int DestinationOffset = VnetHeaderBytes;
+    private const int SourceOffset = VnetHeaderBytes + 6;
+    private const int HdrLenOffset = 2; // virtio_net_hdr.hdr_len
+
+    // A peer that leaves something in its ring for so long is stuck, and traffic goes by netfront until it moves again.
+    private static readonly long StallTicks = Stopwatch.Frequency * 150 / 1000;
+
+    // More events than this in a second without a record behind them is an attack on our CPU.
+    private const int MaxIdleEventsPerSecond = 4096;
+
+    private readonly int _tap;
+    private readonly RingProducer _transmit;
+    private readonly RingConsumer _receive;
+    private readonly LivenessStamp _stamp;
+    private readonly byte* _peerAlive;
+    private readonly ulong _ownMac;
+    private readonly ulong _peerMac;
+
+    private bool _tapReady = true;
+    private bool _full;
+    private bool _stalled;
+    private uint _progressAt;
+    private long _progressSince;
+    private int _idleEvents;
+    private long _idleEventsSince = Stopwatch.GetTimestamp();
+
+    public PathCounters Counters;
+
+    public ChannelPath(TapDevice tap, EventChannel events, RingProducer transmit, RingConsumer receive, byte* peerAlive,
+        LivenessStamp stamp, MacAddress own, MacAddress peer)
+    {
+        _tap = tap.FileDescriptor;
+        TapDescriptor = _tap;
+        Events = events;
+        _transmit = transmit;
+        _receive = receive;
+        _peerAlive = peerAlive;
+        _stamp = stamp;
+        _ownMac = own.Bits;
+        _peerMac = peer.Bits;
+    }
+
+    public EventChannel Events { get; }
+
+    public int TapDescriptor { get; }
+
+    /// <summary>Why the data loop stopped serving this channel; null while it does.</summary>
+    public Exception? Fault { get; private set; }
+
+    /// <summary>Stops diverting to this channel at once; the control plane closes it when it gets to it.</summary>
+    public void GiveUp(Exception reason)
+    {
+        _stalled = true;
+        _stamp.Block();
+        Fault = reason;
+    }
+
+    /// <summary>The peer's daemon died: the kernel cleared its liveness byte. A hint; the answer is to close.</summary>
+    public bool PeerDied => Volatile.Read(ref *_peerAlive) == 0;
+
+    public bool Stalled => _stalled;
+
+    /// <summary>Epoll reported the TAP readable.</summary>
+    public void TapReadable() => _tapReady = true;
+
+    /// <summary>An event arrived. Events without records are counted, and bounded.</summary>
+    public void EventArrived()
+    {
+        Events.Acknowledge();
+        if (_receive.HasData() || _full || _stalled)
+        {
+            return;
+        }
+
+        if (++_idleEvents == MaxIdleEventsPerSecond)
+        {
+            long now = Stopwatch.GetTimestamp();
+            if (now - _idleEventsSince < Stopwatch.Frequency)
+            {
+                throw new PeerViolationException($"more than {MaxIdleEventsPerSecond} events a second with nothing in the ring");
+            }
+
+            _idleEvents = 0;
+            _idleEventsSince = now;
+        }
+    }
+
+    /// <summary>Moves a burst in each direction. True: something moved.</summary>
+    public bool Pump()
+    {
+        bool received = Receive();
+        // What was just written to the TAP made the stack answer (acknowledgements) in this very thread: look at once.
+        _tapReady |= received;
+        bool sent = _tapReady && Transmit();
+        return received | sent;
+    }
+
+    /// <summary>Looks for work without a system call: the stamp tells that a packet was diverted to the TAP.</summary>
+    public bool HasWork()
+    {
+        if (_stamp.Value != 0)
+        {
+            _tapReady = true;
+        }
+
+        return (_tapReady && !_full) || _receive.HasData();
+    }
+
+    /// <summary>Asks the peer for the events needed to sleep. False: there is work, do not sleep.</summary>
+    public bool Arm()
+    {
+        if (_full)
+        {
+            if (!_transmit.ArmSpace())
+            {
+                _full = false;
+                return !_tapReady && _receive.ArmData();
+            }
+        }
+        else if (_tapReady)
+        {
+            return false;
+        }
+        else if (_stalled)
+        {
+            _transmit.ArmEmpty();
+        }
+
+        return _receive.ArmData();
+    }
+
+    /// <summary>Awake again.</summary>
+    public void Disarm() => _receive.Disarm();
+
+    /// <summary>
+    /// Before a sleep: true while the peer has records it has not taken, so that the sleep must be bounded. Diverts
+    /// stop while the peer takes nothing at all for <see cref="StallTicks"/>, and resume when it moves.
+    /// </summary>
+    public bool AwaitsPeer(long now)
+    {
+        if (!_transmit.HasOutstanding())
+        {
+            _progressSince = 0;
+            Resume();
+            return false;
+        }
+
+        if (_progressSince == 0 || _transmit.Consumed != _progressAt)
+        {
+            _progressAt = _transmit.Consumed;
+            _progressSince = now;
+            Resume();
+        }
+        else if (!_stalled && now - _progressSince > StallTicks)
+        {
+            _stalled = true;
+            _stamp.Block();
+            Counters.Stalls++;
+        }
+
+        // Stalled: the peer's event at its first progress wakes us, no timer is needed.
+        return !_stalled;
+    }
+
+    /// <summary>Closing: empties the TAP into the ring. True when it is empty; false: no room yet.</summary>
+    public bool DrainTap()
+    {
+        _tapReady = true;
+        for (int i = 0; i < DrainBursts && Transmit(); i++)
+        {
+        }
+
+        return !_tapReady;
+    }
+
+    /// <summary>Closing: takes everything that is in the receive ring.</summary>
+    public void DrainRing()
+    {
+        for (int i = 0; i < DrainBursts && Receive(); i++)
+        {
+        }
+    }
+
+    private void Resume()
+    {
+        if (_stalled)
+        {
+            _stalled = false;
+            _stamp.Open();
+        }
+    }
+
+    private bool Transmit()
+    {
+        iovec* vectors = stackalloc iovec[2];
+        Span<byte> header = stackalloc byte[HeaderBytes];
+        int packets = 0;
+        uint bytes = 0;
+        for (; packets < BurstPackets && bytes < BurstBytes; packets++)
+        {
+            if (!_transmit.TryReserve(out RingSegments room))
+            {
+                _full = true;
+                break;
+            }
+
+            _full = false;
+            long length = VectorIo.readv(_tap, vectors, Vectors(room, vectors));
+            if (length < 0)
+            {
+                int error = Marshal.GetLastSystemError();
+                if (error == LibC.EAGAIN)
+                {
+                    _tapReady = false;
+                    break;
+                }
+
+                throw new Interop.NativeException("readv", "the channel's TAP", error);
+            }
+
+            // The TAP carries what was diverted to it; should the kernel ever speak on it by itself, that is not for the peer.
+            if (length < HeaderBytes)
+            {
+                continue;
+            }
+
+            room.CopyTo(header);
+            if (Mac(header, DestinationOffset) != _peerMac)
+            {
+                continue;
+            }
+
+            _transmit.Commit((uint)length);
+            bytes += (uint)length;
+            Counters.SentPackets++;
+            Counters.SentBytes += (ulong)length - VnetHeaderBytes;
+        }
+
+        // Drained, or at least moving: the divert may go on. With no room left it may not: packets would wait for nobody.
+        if (!_full && _stamp.Value != 0)
+        {
+            _stamp.Clear();
+        }
+
+        if (_transmit.Publish())
+        {
+            Notify();
+        }
+
+        return packets > 0;
+    }
+
+    private bool Receive()
+    {
+        iovec* vectors = stackalloc iovec[3];
+        Span<byte> header = stackalloc byte[HeaderBytes];
+        int packets = 0;
+        uint bytes = 0;
+        for (; packets < BurstPackets && bytes < BurstBytes && _receive.TryPeek(out RingSegments frame); packets++)
+        {
+            uint length = frame.Length;
+            if (length < HeaderBytes)
+            {
+                throw new PeerViolationException($"frame of {length} bytes");
+            }
+
+            // The headers are copied out, checked, and written from the copy: the peer can change the ring meanwhile.
+            frame.CopyTo(header);
+            if (Mac(header, SourceOffset) != _peerMac || Mac(header, DestinationOffset) != _ownMac)
+            {
+                throw new PeerViolationException("frame with a foreign source or destination MAC address");
+            }
+
+            // hdr_len is a hint, and the TAP refuses one that is longer than the frame.
+            ushort hdrLen = BinaryPrimitives.ReadUInt16LittleEndian(header[HdrLenOffset..]);
+            if (hdrLen > length - VnetHeaderBytes)
+            {
+                BinaryPrimitives.WriteUInt16LittleEndian(header[HdrLenOffset..], (ushort)(length - VnetHeaderBytes));
+            }
+
+            fixed (byte* first = header)
+            {
+                vectors[0].iov_base = first;
+                vectors[0].iov_len = HeaderBytes;
+                int count = 1 + Vectors(frame.Skip(HeaderBytes), vectors + 1);
+                if (VectorIo.writev(_tap, vectors, count) < 0)
+                {
+                    // The local stack's refusal (no memory, interface down, a header it does not like) loses this frame only.
+                    Counters.ReceiveErrors++;
+                }
+                else
+                {
+                    Counters.ReceivedPackets++;
+                    Counters.ReceivedBytes += length - VnetHeaderBytes;
+                }
+            }
+
+            _receive.Advance();
+            bytes += length;
+        }
+
+        if (_receive.Publish())
+        {
+            Notify();
+        }
+
+        return packets > 0;
+    }
+
+    private void Notify()
+    {
+        Counters.Notifications++;
+        Events.Notify();
+    }
+
+    private static int Vectors(in RingSegments segments, iovec* vectors)
+    {
+        vectors[0].iov_base = segments.First;
+        vectors[0].iov_len = segments.FirstLength;
+        vectors[1].iov_base = segments.Second;
+        vectors[1].iov_len = segments.SecondLength;
+        return segments.SecondLength == 0 ? 1 : 2;
+    }
+
+    private static ulong Mac(ReadOnlySpan<byte> header, int offset) =>
+        BinaryPrimitives.ReadUInt64LittleEndian(header[offset..]) & 0xffff_ffff_ffff;
+}

@@ -1,0 +1,81 @@
+using Tmds.Linux;
+using XenLoop.Divert;
+using XenLoop.Interop;
+using XenLoop.Interop.Linux;
+
+namespace XenLoop.Guest;
+
+/// <summary>
+/// One of this guest's vifs that takes part: its interface, the divert at its egress, and the slots (liveness stamps)
+/// handed to its channels.
+/// </summary>
+internal sealed class VifPort : IDisposable
+{
+    private const int MaxChannels = 256;
+    private const int TapQueueLength = 1000;
+
+    private readonly bool[] _slots = new bool[MaxChannels];
+    private readonly RtNetlink _rtnetlink;
+
+    public VifPort(int vif, string interfaceName, MacAddress mac, RtNetlink rtnetlink)
+    {
+        Vif = vif;
+        InterfaceName = interfaceName;
+        Mac = mac;
+        _rtnetlink = rtnetlink;
+        Divert = VifDivert.Attach(interfaceName, mac, MaxChannels);
+    }
+
+    public int Vif { get; }
+
+    public string InterfaceName { get; }
+
+    /// <summary>The MAC address the toolstack gave the vif, by which peers know it.</summary>
+    public MacAddress Mac { get; }
+
+    public VifDivert Divert { get; }
+
+    /// <summary>A free slot, or -1.</summary>
+    public int TakeSlot()
+    {
+        int slot = Array.IndexOf(_slots, false);
+        if (slot >= 0)
+        {
+            _slots[slot] = true;
+        }
+
+        return slot;
+    }
+
+    public void ReturnSlot(int slot) => _slots[slot] = false;
+
+    /// <summary>The TAP of one channel: up, silent, its input re-injected at the vif's ingress.</summary>
+    public ChannelTap OpenTap(string name, bool uso)
+    {
+        LinkInfo link = _rtnetlink.FindLink(InterfaceName)
+            ?? throw new NativeException("RTM_GETLINK", InterfaceName, LibC.ENODEV);
+        TapDevice tap = TapDevice.Open(name, uso);
+        try
+        {
+            tap.BringUp(_rtnetlink, link.Mtu, TapQueueLength);
+            return new ChannelTap(tap, Divert.AttachReinjection(tap));
+        }
+        catch
+        {
+            tap.Dispose();
+            throw;
+        }
+    }
+
+    public void Dispose() => Divert.Dispose();
+}
+
+/// <summary>A TAP, and what re-injects its input.</summary>
+internal sealed record ChannelTap(TapDevice Device, IDisposable Reinjection) : IDisposable
+{
+    public void Dispose()
+    {
+        Reinjection.Dispose();
+        Device.Dispose();
+    }
+}
