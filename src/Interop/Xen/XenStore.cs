@@ -202,7 +202,7 @@ internal sealed unsafe class XenStore : IDisposable
 
     /// <summary>Sets who may do what. The first entry names the owner, who may do everything, and what all domains
     /// that have no entry may do: <c>n5,r7</c> is <c>(5, None), (7, Read)</c>. Children that exist keep theirs.</summary>
-    public void SetPermissions(string path, params ReadOnlySpan<(ushort Domid, XenStoreAccess Access)> permissions)
+    public void SetPermissions(string path, params (ushort Domid, XenStoreAccess Access)[] permissions)
     {
         Check("xs_set_permissions", path, permissions.Length * "w65535\0".Length);
         Span<xs_permissions> native = stackalloc xs_permissions[permissions.Length];
