@@ -1,0 +1,104 @@
+using System.Text.Json;
+
+namespace XenLoop.Rig;
+
+/// <summary>
+/// The published daemon in Dom0 or a guest of the rig: puts it there, starts it, asks it. Everything goes through the
+/// programs that users have.
+/// </summary>
+public sealed class XenLoopDaemon
+{
+    private const string LogFile = "/var/log/xenloopd.log";
+
+    private readonly Func<string, TimeSpan?, Task<CommandResult>> _run;
+
+    private XenLoopDaemon(Func<string, TimeSpan?, Task<CommandResult>> run) => _run = run;
+
+    /// <summary>Copies the published programs into Dom0.</summary>
+    public static async Task<XenLoopDaemon> InstallAsync(XenHost host)
+    {
+        await Task.WhenAll(Programs().Select(p => host.PushAsync(p.Local, p.Remote, "755")));
+        return new XenLoopDaemon(host.RunAsync);
+    }
+
+    /// <summary>Copies the published programs into a guest.</summary>
+    public static async Task<XenLoopDaemon> InstallAsync(XenGuest guest)
+    {
+        await Task.WhenAll(Programs().Select(p => guest.PushAsync(p.Local, p.Remote, "755")));
+        return new XenLoopDaemon(guest.RunAsync);
+    }
+
+    /// <summary>Starts the daemon; returns when it answers. Its messages go to <see cref="LogAsync"/>.</summary>
+    public async Task StartAsync(string arguments = "") => (await _run(
+        $$"""
+        setsid nohup xenloopd {{arguments}} >>{{LogFile}} 2>&1 </dev/null &
+        pid=$!
+        until xenloop status >/dev/null 2>&1; do
+          kill -0 $pid 2>/dev/null || { echo 'xenloopd ended:'; cat {{LogFile}}; exit 1; }
+          sleep 0.1
+        done
+        """, null)).Check();
+
+    /// <summary>Sends a signal (KILL, STOP, CONT, TERM) to the daemon.</summary>
+    public async Task SignalAsync(string signal) => (await _run($"killall -{signal} xenloopd", null)).Check();
+
+    /// <summary>Asks it to end and waits until it has.</summary>
+    public async Task StopAsync() =>
+        (await _run("killall -TERM xenloopd; while pidof xenloopd >/dev/null; do sleep 0.05; done", null)).Check();
+
+    /// <summary>What it answers to <c>status</c>.</summary>
+    public async Task<JsonElement> StatusAsync() =>
+        JsonDocument.Parse((await _run("xenloop status", null)).Check().Output).RootElement;
+
+    /// <summary>The status of its channel to a domain's first vif; null when there is none.</summary>
+    public async Task<JsonElement?> PeerAsync(int domid) => FindPeer(await StatusAsync(), domid);
+
+    /// <summary>Waits until the channel to a domain is in this state ("running", say).</summary>
+    public async Task WaitForAsync(int domid, string state)
+    {
+        // The loop runs over there, so that little of it is in the way of what is being measured.
+        CommandResult result = await _run(
+            $$"""
+            for i in $(seq 300); do
+              xenloop status | tr -d ' \n' | grep -q '"domid":{{domid}},"vif":0,"mac":"[0-9a-f:]*","state":"{{state}}"' && exit 0
+              sleep 0.1
+            done
+            echo 'The channel to domain {{domid}} is not {{state}} after 30 s.'; xenloop status; cat {{LogFile}}; exit 1
+            """, TimeSpan.FromMinutes(3));
+        result.Check();
+    }
+
+    /// <summary>What it has written to standard error.</summary>
+    public async Task<string> LogAsync() => (await _run($"cat {LogFile}", null)).Output;
+
+    private static JsonElement? FindPeer(JsonElement status, int domid)
+    {
+        foreach (JsonElement vif in status.GetProperty("vifs").EnumerateArray())
+        {
+            foreach (JsonElement peer in vif.GetProperty("peers").EnumerateArray())
+            {
+                if (peer.GetProperty("domid").GetInt32() == domid)
+                {
+                    return peer;
+                }
+            }
+        }
+
+        return null;
+    }
+
+    private static IEnumerable<(string Local, string Remote)> Programs()
+    {
+        string published = Path.Combine(RigImage.FindRepository(), "artifacts", "publish");
+        foreach ((string program, string folder) in new[] { ("xenloopd", "/usr/sbin"), ("xenloop", "/usr/bin") })
+        {
+            string local = Path.Combine(published, program, program);
+            if (!File.Exists(local))
+            {
+                throw new FileNotFoundException($"{local} is missing. Publish the programs first: ./test publishes them.");
+            }
+
+            yield return (local, $"{folder}/{program}");
+        }
+    }
+}
