@@ -20,7 +20,7 @@ internal sealed class LabHost : IAsyncDisposable
     private const string Prefix = "xl";
     private const int Dom0Index = 254;
 
-    private static int s_instances;
+    private static int _instances;
 
     private readonly Lock _lock = new();
     private readonly string _id;
@@ -32,7 +32,7 @@ internal sealed class LabHost : IAsyncDisposable
 
     private LabHost()
     {
-        _id = $"{Prefix}{Environment.ProcessId}-{Interlocked.Increment(ref s_instances)}";
+        _id = $"{Prefix}{Environment.ProcessId}-{Interlocked.Increment(ref _instances)}";
         _directory = Path.Combine(Path.GetTempPath(), $"xenloop-lab-{_id}");
         Dom0 = new()
         {

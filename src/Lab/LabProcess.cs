@@ -10,7 +10,7 @@ namespace XenLoop.Lab;
 internal sealed class LabProcess : IDisposable
 {
     // The kernel ends a child when the *thread* that started it ends, so one thread that lives on starts them all.
-    private static readonly BlockingCollection<Action> Starts = [];
+    private static readonly BlockingCollection<Action> _starts = [];
 
     private readonly Process _process;
     private readonly StringBuilder _output = new();
@@ -47,7 +47,7 @@ internal sealed class LabProcess : IDisposable
         }
     }
 
-    /// <summary>Starts a program.</summary>
+    /// <summary>_starts a program.</summary>
     /// <param name="onLine">Called with each line of output, if given.</param>
     /// <param name="environment">Variables to set.</param>
     /// <param name="command">The program and its arguments.</param>
@@ -65,7 +65,7 @@ internal sealed class LabProcess : IDisposable
         }
 
         TaskCompletionSource<LabProcess> started = new();
-        Starts.Add(() =>
+        _starts.Add(() =>
         {
             try
             {
@@ -106,7 +106,7 @@ internal sealed class LabProcess : IDisposable
 
     private static void StartAll()
     {
-        foreach (Action start in Starts.GetConsumingEnumerable())
+        foreach (Action start in _starts.GetConsumingEnumerable())
         {
             start();
         }

@@ -10,7 +10,7 @@ namespace XenLoop.Tests.Lab;
 /// <summary>The lab's XenStore with Dom0 and guests 1 and 2, each with a home as libxl makes it; clients use the real libxenstore.</summary>
 public sealed partial class XenStoreFixture : IAsyncDisposable
 {
-    private static readonly Lock Environment = new();
+    private static readonly Lock _environment = new();
 
     private readonly string _directory = Directory.CreateTempSubdirectory("xenstore-test-").FullName;
 
@@ -43,7 +43,7 @@ public sealed partial class XenStoreFixture : IAsyncDisposable
     internal XenStore Connect(ushort domid)
     {
         // libxenstore asks C's environment, which .NET's does not change.
-        lock (Environment)
+        lock (_environment)
         {
             Assert.Equal(0, setenv("XENSTORED_PATH", SocketOf(domid), 1));
             return XenStore.Open();
