@@ -104,7 +104,8 @@ internal sealed unsafe partial class TapDevice : IDisposable
     /// <param name="queueLength">Packets that wait for <c>read</c>; one super-packet counts as one.</param>
     public void BringUp(RtNetlink rtnetlink, int mtu, int queueLength)
     {
-        // Before it is up, for the kernel makes the address and joins the groups in the moment it comes up.
+        // Before it is up, for the kernel makes the address and reports its groups in the moment it comes up.
+        DisableIPv6();
         rtnetlink.DisableAddressGeneration(Index);
         rtnetlink.SetFlags(Index, LinkFlags.IFF_NOARP, LinkFlags.IFF_NOARP | LinkFlags.IFF_MULTICAST);
         rtnetlink.SetMtu(Index, mtu);
@@ -116,6 +117,22 @@ internal sealed unsafe partial class TapDevice : IDisposable
 
     /// <summary>Closes the descriptor and with it removes the interface.</summary>
     public void Dispose() => _fd.Dispose();
+
+    /// <summary>
+    /// Frames that arrive belong to another interface before the network layer sees them, so IPv6 is of no use here, and on
+    /// a router it would report its multicast groups. Where /proc/sys is read-only or IPv6 is missing, nothing is lost:
+    /// the reports go to group addresses, which no channel carries.
+    /// </summary>
+    private void DisableIPv6()
+    {
+        try
+        {
+            File.WriteAllText($"/proc/sys/net/ipv6/conf/{Name}/disable_ipv6", "1");
+        }
+        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
+        {
+        }
+    }
 
     private static (SafeFd Fd, string Name) Create(string name)
     {

@@ -21,6 +21,10 @@ internal static class DivertPrograms
     private const int Next = -1;
     private const int BPF_F_INGRESS = 1;
 
+    // A classifier that is not in direct-action mode: -1 is a match.
+    private const int Match = -1;
+    private const int PACKET_HOST = 0;
+
     /// <summary>At the egress of the vif: counts packets to tracked destinations and hands those to connected ones to their TAPs.</summary>
     public static BpfInstruction[] Divert(MacAddress own, SafeFd peers, SafeFd stamps)
     {
@@ -98,6 +102,18 @@ internal static class DivertPrograms
             .Exit();
         return program.ToArray();
     }
+
+    /// <summary>
+    /// At the ingress of a channel's TAP, before act_mirred: every packet matches, and is for this host. The TAP's MAC address is
+    /// not the vif's, so the kernel took the packet for somebody else's and would discard it.
+    /// </summary>
+    public static BpfInstruction[] Accept() =>
+        new BpfProgram()
+            .Move(R2, PACKET_HOST)
+            .Call(BpfHelper.skb_change_type)
+            .Move(R0, Match)
+            .Exit()
+            .ToArray();
 
     /// <summary>At the ingress of a channel's TAP: everything goes to the ingress of the vif.</summary>
     public static BpfInstruction[] Inject(int vifIndex) =>

@@ -37,7 +37,8 @@ internal sealed unsafe class VifDivert : IDisposable
     private readonly SafeFd _stamps;
     private readonly MappedMemory _stampLines;
     private readonly SafeFd _egressProgram;
-    private SafeFd? _ingressProgram;
+    private SafeFd? _acceptProgram;
+    private SafeFd? _injectProgram;
     private SafeFd? _egressLink;
     private bool _ownsClsact;
     private bool _disposed;
@@ -138,17 +139,36 @@ internal sealed unsafe class VifDivert : IDisposable
         return new LivenessStamp(_stampLines.Address + (slot * LivenessStamp.Size));
     }
 
-    /// <summary>Whatever arrives at this TAP appears at the ingress of the vif. Ends with the returned object or with the TAP.</summary>
-    public IDisposable AttachReinjection(TapDevice tap)
+    /// <summary>Whatever arrives at this TAP appears at the ingress of the vif. Ends with the returned object and with the TAP.
+    /// To be called on a thread of the vif's network namespace, as <see cref="Attach"/>.</summary>
+    /// <param name="tap">Of the same namespace.</param>
+    /// <param name="only">Try this way alone.</param>
+    /// <exception cref="NativeException">Neither way works here.</exception>
+    public IDisposable AttachReinjection(TapDevice tap, Reinjection? only = null)
     {
-        _ingressProgram ??= Bpf.LoadClassifier("xenloop_inject", DivertPrograms.Inject(_interfaceIndex));
+        if (only is not Reinjection.BpfRedirect)
+        {
+            try
+            {
+                _acceptProgram ??= Bpf.LoadClassifier("xenloop_accept", DivertPrograms.Accept());
+                _ = _rtnetlink.AddClsact(tap.Index);
+                _rtnetlink.AddIngressRedirect(
+                    tap.Index, TcHook.Ingress, FilterPriority, FilterHandle, _acceptProgram.Number, FilterName, _interfaceIndex);
+                return EndsWithTheTap.Instance;
+            }
+            catch (NativeException) when (only is null)
+            {
+                // A kernel without act_mirred, or with TCX and without cls_bpf.
+            }
+        }
+        _injectProgram ??= Bpf.LoadClassifier("xenloop_inject", DivertPrograms.Inject(_interfaceIndex));
         if (Rung == DivertRung.Tcx)
         {
-            return Bpf.CreateTcxLink(_ingressProgram, tap.Index, BpfAttachType.BPF_TCX_INGRESS);
+            return Bpf.CreateTcxLink(_injectProgram, tap.Index, BpfAttachType.BPF_TCX_INGRESS);
         }
         _ = _rtnetlink.AddClsact(tap.Index);
-        _rtnetlink.AddBpfFilter(tap.Index, TcHook.Ingress, FilterPriority, FilterHandle, _ingressProgram.Number, FilterName);
-        return NothingToDo.Instance;
+        _rtnetlink.AddBpfFilter(tap.Index, TcHook.Ingress, FilterPriority, FilterHandle, _injectProgram.Number, FilterName);
+        return EndsWithTheTap.Instance;
     }
 
     /// <summary>
@@ -189,7 +209,8 @@ internal sealed unsafe class VifDivert : IDisposable
         {
             // The interface may be gone, and its filters with it. What stays lets every packet pass, and the next daemon removes it.
         }
-        _ingressProgram?.Dispose();
+        _acceptProgram?.Dispose();
+        _injectProgram?.Dispose();
         _egressProgram?.Dispose();
         _stampLines?.Dispose();
         _stamps?.Dispose();
@@ -275,14 +296,14 @@ internal sealed unsafe class VifDivert : IDisposable
         public ulong Diverted;
         public ulong DivertedBytes;
     }
-}
 
-/// <summary>For what ends by itself.</summary>
-internal sealed class NothingToDo : IDisposable
-{
-    public static readonly NothingToDo Instance = new();
-
-    public void Dispose()
+    /// <summary>A filter goes with the interface that it is attached to.</summary>
+    private sealed class EndsWithTheTap : IDisposable
     {
+        public static readonly EndsWithTheTap Instance = new();
+
+        public void Dispose()
+        {
+        }
     }
 }

@@ -1,0 +1,424 @@
+using System.Diagnostics;
+using System.Net;
+using System.Net.Sockets;
+using XenLoop.Divert;
+using XenLoop.Interop.Linux;
+using Xunit;
+
+namespace XenLoop.Tests.Unit;
+
+/// <summary>The divert on real interfaces of the running kernel. Needs root and iproute2; each test lives in namespaces of its own.</summary>
+public sealed class DivertTests : IDisposable
+{
+    private static readonly MacAddress Peer = MacAddress.Parse("00:16:3e:00:00:02");
+    private static readonly MacAddress Stranger = MacAddress.Parse("00:16:3e:00:00:99");
+    private static readonly MacAddress Broadcast = MacAddress.Parse("ff:ff:ff:ff:ff:ff");
+
+    private readonly TestGuest _guest = new("00:16:3e:00:00:01", "10.0.0.1");
+
+    public void Dispose() => _guest.Dispose();
+
+    [Fact]
+    public void Without_a_choice_the_best_rung_of_the_kernel_is_taken()
+    {
+        using VifDivert divert = Attach(null);
+
+        Assert.Equal(Environment.OSVersion.Version >= new Version(6, 6) ? DivertRung.Tcx : DivertRung.ClsBpf, divert.Rung);
+    }
+
+    [Theory]
+    [InlineData((int)DivertRung.Tcx)]
+    [InlineData((int)DivertRung.ClsBpf)]
+    public void Packets_to_a_connected_peer_come_out_of_its_tap_and_all_others_stay_on_eth0(int rung)
+    {
+        using VifDivert divert = Attach((DivertRung)rung);
+        using TapDevice tap = _guest.OpenChannelTap();
+        divert.Connect(Peer, tap.Index, 0);
+        divert.Stamp(0).Open();
+
+        _guest.Send(Peer, _guest.Mac, mark: 1);
+        byte[]? diverted = Frame.Read(tap);
+        Assert.NotNull(diverted);
+        Assert.Equal(TapDevice.VnetHeaderSize + 60, diverted.Length);
+        Assert.Equal(Peer, MacAddress.Read(diverted.AsSpan(TapDevice.VnetHeaderSize)));
+        Assert.Equal(1, diverted[^1]);
+        Assert.NotEqual(0ul, divert.Stamp(0).Value);
+        divert.Stamp(0).Clear();
+
+        _guest.Send(Stranger, _guest.Mac, mark: 2);
+        _guest.Send(Broadcast, _guest.Mac, mark: 3);
+        _guest.Send(Peer, Stranger, mark: 4);
+        for (byte mark = 2; mark <= 4; mark++)
+        {
+            Assert.Equal(mark, Frame.Read(_guest.Eth0)?[^1]);
+        }
+        Assert.Null(Frame.Read(tap, 20));
+        Assert.Null(Frame.Read(_guest.Eth0, 20));
+        Assert.Equal(new DivertCounters(1, 1, 60), divert.Read(Peer));
+    }
+
+    [Theory]
+    [InlineData((int)DivertRung.Tcx)]
+    [InlineData((int)DivertRung.ClsBpf)]
+    public void A_tracked_peer_is_counted_and_passes_and_its_counters_survive_connecting(int rung)
+    {
+        using VifDivert divert = Attach((DivertRung)rung);
+        using TapDevice tap = _guest.OpenChannelTap();
+        divert.Track(Peer);
+
+        _guest.Send(Peer, _guest.Mac);
+        _guest.Send(Peer, _guest.Mac);
+        Assert.NotNull(Frame.Read(_guest.Eth0));
+        Assert.NotNull(Frame.Read(_guest.Eth0));
+        Assert.Equal(new DivertCounters(2, 0, 0), divert.Read(Peer));
+
+        divert.Connect(Peer, tap.Index, 3);
+        divert.Stamp(3).Open();
+        _guest.Send(Peer, _guest.Mac, length: 100);
+        Assert.NotNull(Frame.Read(tap));
+        divert.Track(Peer);
+        Assert.Equal(new DivertCounters(3, 1, 100), divert.Read(Peer));
+
+        divert.Disconnect(Peer);
+        _guest.Send(Peer, _guest.Mac);
+        Assert.NotNull(Frame.Read(_guest.Eth0));
+        Assert.Equal(new DivertCounters(4, 1, 100), divert.Read(Peer));
+
+        divert.Forget(Peer);
+        _guest.Send(Peer, _guest.Mac);
+        Assert.NotNull(Frame.Read(_guest.Eth0));
+        Assert.Equal(default, divert.Read(Peer));
+        Assert.Null(Frame.Read(tap, 20));
+    }
+
+    [Theory]
+    [InlineData((int)DivertRung.Tcx)]
+    [InlineData((int)DivertRung.ClsBpf)]
+    public void A_stamp_that_nobody_clears_for_200_ms_sends_packets_to_eth0_until_it_is_cleared(int rung)
+    {
+        using VifDivert divert = Attach((DivertRung)rung);
+        using TapDevice tap = _guest.OpenChannelTap();
+        divert.Connect(Peer, tap.Index, 0);
+        divert.Stamp(0).Open();
+
+        long begin = Stopwatch.GetTimestamp();
+        while (Frame.Read(_guest.Eth0, 0) is null)
+        {
+            Assert.True(Stopwatch.GetElapsedTime(begin).TotalMilliseconds < 2000, "the divert did not fail open");
+            _guest.Send(Peer, _guest.Mac);
+            Thread.Sleep(2);
+        }
+        // Fails no earlier than it should: the daemon of a busy guest may be late.
+        Assert.True(Stopwatch.GetElapsedTime(begin).TotalMilliseconds >= 200);
+        Assert.True(divert.Read(Peer).Diverted > 0);
+        while (Frame.Read(tap, 20) is not null)
+        {
+        }
+
+        _guest.Send(Peer, _guest.Mac);
+        Assert.NotNull(Frame.Read(_guest.Eth0));
+        Assert.Null(Frame.Read(tap, 20));
+
+        divert.Stamp(0).Clear();
+        _guest.Send(Peer, _guest.Mac);
+        Assert.NotNull(Frame.Read(tap));
+        Assert.Null(Frame.Read(_guest.Eth0, 20));
+    }
+
+    [Theory]
+    [InlineData((int)DivertRung.Tcx)]
+    [InlineData((int)DivertRung.ClsBpf)]
+    public void A_blocked_slot_passes_everything_and_a_drain_does_not_open_it(int rung)
+    {
+        using VifDivert divert = Attach((DivertRung)rung);
+        using TapDevice tap = _guest.OpenChannelTap();
+        divert.Connect(Peer, tap.Index, 0);
+        Assert.True(divert.Stamp(0).IsBlocked);
+        _guest.Send(Peer, _guest.Mac);
+        Assert.NotNull(Frame.Read(_guest.Eth0));
+
+        divert.Stamp(0).Open();
+        _guest.Send(Peer, _guest.Mac);
+        Assert.NotNull(Frame.Read(tap));
+
+        divert.Stamp(0).Block();
+        VifDivert.WaitForPackets();
+        divert.Stamp(0).Clear();
+        _guest.Send(Peer, _guest.Mac);
+        Assert.NotNull(Frame.Read(_guest.Eth0));
+        Assert.Null(Frame.Read(tap, 20));
+        Assert.Equal(0ul, divert.Stamp(0).Value);
+    }
+
+    [Theory]
+    [InlineData((int)DivertRung.Tcx)]
+    [InlineData((int)DivertRung.ClsBpf)]
+    public void A_tap_that_has_gone_costs_packets_for_200_ms_at_most(int rung)
+    {
+        using VifDivert divert = Attach((DivertRung)rung);
+        using (TapDevice tap = _guest.OpenChannelTap())
+        {
+            divert.Connect(Peer, tap.Index, 0);
+            divert.Stamp(0).Open();
+        }
+        AssertPassesWithin(300);
+    }
+
+    [Theory]
+    [InlineData((int)DivertRung.Tcx, (int)Reinjection.Mirred)]
+    [InlineData((int)DivertRung.Tcx, (int)Reinjection.BpfRedirect)]
+    [InlineData((int)DivertRung.ClsBpf, (int)Reinjection.Mirred)]
+    [InlineData((int)DivertRung.ClsBpf, (int)Reinjection.BpfRedirect)]
+    public void What_is_written_to_the_tap_has_arrived_at_eth0(int rung, int way)
+    {
+        using TestGuest peer = new("00:16:3e:00:00:02", "10.0.0.2");
+        using VifDivert divert = Attach((DivertRung)rung);
+        using TapDevice tap = _guest.OpenChannelTap();
+        using IDisposable reinjection = _guest.Namespace.Run(() => divert.AttachReinjection(tap, (Reinjection)way));
+        using Socket socket = _guest.Namespace.Run(() =>
+        {
+            Socket udp = new(AddressFamily.InterNetwork, SocketType.Dgram, ProtocolType.Udp) { ReceiveTimeout = 1000 };
+            // Only what came in by eth0.
+            udp.SetRawSocketOption(1, 25, "eth0\0"u8);
+            udp.Bind(new IPEndPoint(IPAddress.Any, 7000));
+            return udp;
+        });
+
+        Assert.True(Frame.Write(tap, Frame.Udp(peer, _guest, 7000, "hello"u8)));
+
+        byte[] buffer = new byte[100];
+        Assert.Equal("hello"u8.ToArray(), buffer[..socket.Receive(buffer)]);
+    }
+
+    [Theory]
+    [InlineData((int)DivertRung.Tcx, (int)Reinjection.Mirred)]
+    [InlineData((int)DivertRung.Tcx, (int)Reinjection.BpfRedirect)]
+    [InlineData((int)DivertRung.ClsBpf, (int)Reinjection.Mirred)]
+    [InlineData((int)DivertRung.ClsBpf, (int)Reinjection.BpfRedirect)]
+    public void A_firewall_rule_on_eth0_holds_for_what_arrives_by_the_tap(int rung, int way)
+    {
+        using TestGuest peer = new("00:16:3e:00:00:02", "10.0.0.2");
+        using VifDivert divert = Attach((DivertRung)rung);
+        using TapDevice tap = _guest.OpenChannelTap();
+        using IDisposable reinjection = _guest.Namespace.Run(() => divert.AttachReinjection(tap, (Reinjection)way));
+        using Socket socket = _guest.Namespace.Run(() =>
+        {
+            Socket udp = new(AddressFamily.InterNetwork, SocketType.Dgram, ProtocolType.Udp) { ReceiveTimeout = 200 };
+            udp.Bind(new IPEndPoint(IPAddress.Any, 7000));
+            return udp;
+        });
+        byte[] datagram = Frame.Udp(peer, _guest, 7000, "x"u8);
+        byte[] buffer = new byte[100];
+        Assert.True(Frame.Write(tap, datagram));
+        Assert.Equal(1, socket.Receive(buffer));
+
+        _guest.Namespace.Command("iptables", "-A", "INPUT", "-i", "eth0", "-p", "udp", "--dport", "7000", "-j", "DROP");
+        Assert.True(Frame.Write(tap, datagram));
+
+        SocketException timeout = Assert.Throws<SocketException>(() => socket.Receive(buffer));
+        Assert.Equal(SocketError.TimedOut, timeout.SocketErrorCode);
+    }
+
+    [Theory]
+    [InlineData((int)DivertRung.Tcx)]
+    [InlineData((int)DivertRung.ClsBpf)]
+    public async Task Tcp_flows_through_the_taps_in_super_packets(int rung)
+    {
+        using TestGuest peer = new("00:16:3e:00:00:02", "10.0.0.2");
+        _guest.KnowNeighbour(peer);
+        peer.KnowNeighbour(_guest);
+        using TapDevice ours = _guest.OpenChannelTap();
+        using TapDevice theirs = peer.OpenChannelTap();
+        using VifDivert here = Attach((DivertRung)rung);
+        using VifDivert there = peer.Namespace.Run(() => VifDivert.Attach("eth0", peer.Mac, 4, (DivertRung)rung));
+        using IDisposable reinjectHere = _guest.Namespace.Run(() => here.AttachReinjection(ours));
+        using IDisposable reinjectThere = peer.Namespace.Run(() => there.AttachReinjection(theirs));
+        here.Connect(peer.Mac, ours.Index, 0);
+        there.Connect(_guest.Mac, theirs.Index, 0);
+        here.Stamp(0).Open();
+        there.Stamp(0).Open();
+        LivenessStamp sending = here.Stamp(0);
+        LivenessStamp answering = there.Stamp(0);
+        // A machine under load may stop the pump for 200 ms: then the wire takes over, and no byte is lost.
+        using FramePump wire = new((_guest.Eth0, peer.Eth0, null), (peer.Eth0, _guest.Eth0, null));
+        using FramePump channel = new((ours, theirs, () => sending.Clear()), (theirs, ours, () => answering.Clear()));
+
+        const int Total = 64 << 20;
+        using Socket listener = peer.Namespace.Run(() =>
+        {
+            Socket socket = new(AddressFamily.InterNetwork, SocketType.Stream, ProtocolType.Tcp);
+            socket.Bind(new IPEndPoint(IPAddress.Any, 7000));
+            socket.Listen();
+            return socket;
+        });
+        Task<long> receiving = Task.Run(() =>
+        {
+            using Socket connection = listener.Accept();
+            byte[] buffer = new byte[1 << 17];
+            long received = 0;
+            for (int count; (count = connection.Receive(buffer)) > 0; received += count)
+            {
+            }
+            return received;
+        });
+        using (Socket client = _guest.Namespace.Run(() => new Socket(AddressFamily.InterNetwork, SocketType.Stream, ProtocolType.Tcp)))
+        {
+            client.Connect(new IPEndPoint(IPAddress.Parse(peer.Address), 7000));
+            byte[] data = new byte[1 << 20];
+            for (int sent = 0; sent < Total; sent += data.Length)
+            {
+                client.Send(data);
+            }
+            client.Shutdown(SocketShutdown.Both);
+        }
+
+        Assert.Equal(Total, await receiving.WaitAsync(TimeSpan.FromSeconds(60)));
+        Assert.True(channel.Largest > 60_000, $"the largest frame had {channel.Largest} bytes");
+        DivertCounters counters = here.Read(peer.Mac);
+        Assert.True(counters.DivertedBytes > Total / 2, $"{counters}");
+    }
+
+    [Theory]
+    [InlineData((int)DivertRung.Tcx)]
+    [InlineData((int)DivertRung.ClsBpf)]
+    public void Dispose_leaves_nothing(int rung)
+    {
+        using TapDevice tap = _guest.OpenChannelTap();
+        VifDivert divert = Attach((DivertRung)rung);
+        divert.Connect(Peer, tap.Index, 0);
+        divert.Stamp(0).Open();
+        Assert.Equal(rung == (int)DivertRung.ClsBpf, _guest.RtNetlink.HasClsact(_guest.Eth0.Index));
+        Assert.Equal(rung == (int)DivertRung.Tcx ? 1 : 0, TcxPrograms());
+
+        divert.Dispose();
+        divert.Dispose();
+
+        Assert.False(_guest.RtNetlink.HasClsact(_guest.Eth0.Index));
+        Assert.Equal(0, TcxPrograms());
+        _guest.Send(Peer, _guest.Mac);
+        Assert.NotNull(Frame.Read(_guest.Eth0));
+        Assert.Null(Frame.Read(tap, 20));
+    }
+
+    [Fact]
+    public void Another_s_clsact_and_filters_are_left_alone()
+    {
+        _guest.Namespace.Command("tc", "qdisc", "add", "dev", "eth0", "clsact");
+        _guest.Namespace.Command("tc", "filter", "add", "dev", "eth0", "egress", "prio", "7", "protocol", "all", "u32", "match", "u32", "0", "0");
+
+        Attach(DivertRung.ClsBpf).Dispose();
+
+        Assert.True(_guest.RtNetlink.HasClsact(_guest.Eth0.Index));
+        Assert.Contains(_guest.RtNetlink.ListFilters(_guest.Eth0.Index, TcHook.Egress), filter => filter is { Kind: "u32", Priority: 7 });
+        Assert.DoesNotContain(_guest.RtNetlink.ListFilters(_guest.Eth0.Index, TcHook.Egress), filter => filter.Kind == "bpf");
+    }
+
+    [Fact]
+    public void Clsact_that_another_uses_meanwhile_stays()
+    {
+        VifDivert divert = Attach(DivertRung.ClsBpf);
+        _guest.Namespace.Command("tc", "filter", "add", "dev", "eth0", "ingress", "prio", "7", "protocol", "all", "u32", "match", "u32", "0", "0");
+
+        divert.Dispose();
+
+        Assert.True(_guest.RtNetlink.HasClsact(_guest.Eth0.Index));
+        Assert.Empty(_guest.RtNetlink.ListFilters(_guest.Eth0.Index, TcHook.Egress));
+        Assert.Contains(_guest.RtNetlink.ListFilters(_guest.Eth0.Index, TcHook.Ingress), filter => filter.Kind == "u32");
+    }
+
+    [Fact]
+    public void A_filter_in_our_place_that_is_not_ours_is_not_replaced()
+    {
+        _ = _guest.RtNetlink.AddClsact(_guest.Eth0.Index);
+        using SafeFd program = Bpf.LoadClassifier("foreign", new BpfProgram().Move(BpfRegister.R0, -1).Exit().ToArray());
+        _guest.RtNetlink.AddBpfFilter(_guest.Eth0.Index, TcHook.Egress, VifDivert.FilterPriority, VifDivert.FilterHandle, program.Number, "foreign");
+
+        Assert.Throws<Interop.NativeException>(() => Attach(DivertRung.ClsBpf));
+
+        Assert.Equal("foreign", Assert.Single(_guest.RtNetlink.ListFilters(_guest.Eth0.Index, TcHook.Egress)).Name);
+    }
+
+    [Fact]
+    public void Later_filters_see_what_is_not_diverted()
+    {
+        using VifDivert divert = Attach(DivertRung.ClsBpf);
+        using SafeFd drop = Bpf.LoadClassifier("drop", new BpfProgram().Move(BpfRegister.R0, 2).Exit().ToArray());
+        _guest.RtNetlink.AddBpfFilter(_guest.Eth0.Index, TcHook.Egress, VifDivert.FilterPriority + 1, 1, drop.Number, "drop");
+
+        // The sender is told that a filter dropped its frame.
+        Assert.Contains("ENOBUFS", Assert.Throws<Interop.NativeException>(() => _guest.Send(Peer, _guest.Mac)).Message, StringComparison.Ordinal);
+        Assert.Null(Frame.Read(_guest.Eth0, 20));
+    }
+
+    [Theory]
+    [InlineData((int)DivertRung.Tcx)]
+    [InlineData((int)DivertRung.ClsBpf)]
+    public void A_daemon_killed_leaves_a_divert_that_fails_open_and_its_successor_takes_over(int rung)
+    {
+        using (Process holder = _guest.Namespace.Run(() => DivertHolder.Start((DivertRung)rung, _guest.Mac, Peer)))
+        {
+            _guest.Send(Peer, _guest.Mac);
+            Assert.Null(Frame.Read(_guest.Eth0, 20));
+            holder.Kill();
+            holder.WaitForExit();
+        }
+
+        AssertPassesWithin(300);
+        Assert.Equal(0, TcxPrograms());
+        List<TcFilter> left = _guest.RtNetlink.ListFilters(_guest.Eth0.Index, TcHook.Egress);
+        if (rung == (int)DivertRung.Tcx)
+        {
+            Assert.Empty(left);
+        }
+        else
+        {
+            Assert.Equal(VifDivert.FilterNameWithClsact, Assert.Single(left).Name);
+        }
+
+        using (VifDivert successor = Attach(null))
+        {
+            using TapDevice tap = _guest.OpenChannelTap("xl2.0");
+            successor.Connect(Peer, tap.Index, 0);
+            successor.Stamp(0).Open();
+            _guest.Send(Peer, _guest.Mac);
+            Assert.NotNull(Frame.Read(tap));
+        }
+        Assert.False(_guest.RtNetlink.HasClsact(_guest.Eth0.Index));
+    }
+
+    [Theory]
+    [InlineData((int)DivertRung.Tcx)]
+    [InlineData((int)DivertRung.ClsBpf)]
+    public void An_interface_that_goes_away_first_does_no_harm(int rung)
+    {
+        VifDivert divert = Attach((DivertRung)rung);
+        _guest.Eth0.Dispose();
+
+        divert.Dispose();
+    }
+
+    [Fact]
+    public void The_error_names_the_interface_that_is_missing()
+    {
+        Interop.NativeException error = Assert.Throws<Interop.NativeException>(
+            () => _guest.Namespace.Run(() => VifDivert.Attach("eth9", _guest.Mac, 1)));
+
+        Assert.Contains("eth9", error.Message, StringComparison.Ordinal);
+        Assert.Contains("ENODEV", error.Message, StringComparison.Ordinal);
+    }
+
+    private VifDivert Attach(DivertRung? rung) => _guest.Namespace.Run(() => VifDivert.Attach("eth0", _guest.Mac, 4, rung));
+
+    private int TcxPrograms() => _guest.Namespace.Run(() => DivertHolder.CountTcxPrograms(_guest.Eth0.Index));
+
+    private void AssertPassesWithin(int milliseconds)
+    {
+        long begin = Stopwatch.GetTimestamp();
+        do
+        {
+            Assert.True(Stopwatch.GetElapsedTime(begin).TotalMilliseconds < milliseconds, "packets are still lost");
+            _guest.Send(Peer, _guest.Mac);
+        }
+        while (Frame.Read(_guest.Eth0, 5) is null);
+    }
+}
