@@ -10,9 +10,9 @@ namespace XenLoop.Tests.Unit;
 /// <summary>The divert on real interfaces of the running kernel. Needs root and iproute2; each test lives in namespaces of its own.</summary>
 public sealed class DivertTests : IDisposable
 {
-    private static readonly MacAddress Peer = MacAddress.Parse("00:16:3e:00:00:02");
-    private static readonly MacAddress Stranger = MacAddress.Parse("00:16:3e:00:00:99");
-    private static readonly MacAddress Broadcast = MacAddress.Parse("ff:ff:ff:ff:ff:ff");
+    private static MacAddress Peer { get; } = MacAddress.Parse("00:16:3e:00:00:02");
+    private static MacAddress Stranger { get; } = MacAddress.Parse("00:16:3e:00:00:99");
+    private static MacAddress Broadcast { get; } = MacAddress.Parse("ff:ff:ff:ff:ff:ff");
 
     private readonly TestGuest _guest = new("00:16:3e:00:00:01", "10.0.0.1");
 
