@@ -25,7 +25,7 @@ internal unsafe struct ControlPage
     public const int ConnectorAliveOffset = 0x100;
     public const int PageSize = 4096;
 
-    /// <summary>A ring of 128 KiB is the smallest that takes a record of the greatest size and has room for the next.</summary>
+    /// <summary>The smallest power of two that takes a record of the greatest size.</summary>
     public const uint MinRingBytes = 128 * 1024;
     public const uint MaxRingBytes = MaxRingPages / 2 * PageSize;
 

@@ -76,7 +76,10 @@ internal sealed unsafe class RingConsumer
         return _index - wakeAt < _index - old;
     }
 
-    /// <summary>Asks for an event at the next record. False: one is there already; do not sleep.</summary>
+    /// <summary>
+    /// Asks for an event at the next record. False: one is there already; do not sleep. After <see cref="Publish"/>:
+    /// the peer may be waiting for the space.
+    /// </summary>
     public bool ArmData()
     {
         Volatile.Write(ref _own->WakeAt, _index + 1);

@@ -70,7 +70,11 @@ internal sealed unsafe class RingProducer
         return _index - wakeAt < _index - old;
     }
 
-    /// <summary>Asks for an event when half of the ring is free. False: there is room already; do not sleep.</summary>
+    /// <summary>
+    /// Asks for an event when half of the ring is free. False: there is room already; do not sleep. After
+    /// <see cref="Publish"/>: the peer cannot take what it was not shown. One request at a time: this one or
+    /// <see cref="ArmEmpty"/>.
+    /// </summary>
     public bool ArmSpace()
     {
         uint wanted = Math.Max(_ringBytes / 2, RingRecord.MaxBytes);

@@ -34,17 +34,21 @@ internal unsafe struct RingSegments
         return new RingSegments { First = data + offset, FirstLength = first, Second = data, SecondLength = length - first };
     }
 
-    /// <summary>Copies the first bytes out, so that what is checked is what is used. At most <see cref="Length"/>.</summary>
+    /// <summary>Copies the first bytes out, so that what is checked is what is used.</summary>
+    /// <exception cref="PeerViolationException">There are fewer: the length is the peer's word.</exception>
     public readonly void CopyTo(Span<byte> destination)
     {
+        Require((uint)destination.Length);
         int first = (int)Math.Min((uint)destination.Length, FirstLength);
         new ReadOnlySpan<byte>(First, first).CopyTo(destination);
         new ReadOnlySpan<byte>(Second, destination.Length - first).CopyTo(destination[first..]);
     }
 
     /// <summary>What remains after the first <paramref name="count"/> bytes.</summary>
+    /// <exception cref="PeerViolationException">There are fewer.</exception>
     public readonly RingSegments Skip(uint count)
     {
+        Require(count);
         if (count < FirstLength)
         {
             return new RingSegments { First = First + count, FirstLength = FirstLength - count, Second = Second, SecondLength = SecondLength };
@@ -52,6 +56,15 @@ internal unsafe struct RingSegments
 
         uint rest = count - FirstLength;
         return new RingSegments { First = Second + rest, FirstLength = SecondLength - rest };
+    }
+
+    // Here and not only at the callers: a record that is too short would turn into a segment of nearly 4 GiB.
+    private readonly void Require(uint count)
+    {
+        if (count > Length)
+        {
+            throw new PeerViolationException($"record of {Length} bytes, too short for {count}");
+        }
     }
 }
 
