@@ -2,6 +2,7 @@ using System.CommandLine;
 using System.Net.Sockets;
 using System.Text;
 using XenLoop.Control;
+using XenLoop.Lab;
 
 namespace XenLoop.Command;
 
@@ -12,6 +13,7 @@ internal static class Program
     {
         RootCommand root = new("Ask and steer xenloopd, the daemon that lets Xen guests exchange packets through shared memory.");
         root.Subcommands.Add(Status());
+        root.Subcommands.Add(LabCommand());
         return root.Parse(args).Invoke();
     }
 
@@ -20,7 +22,7 @@ internal static class Program
         Option<string> socket = new("--socket")
         {
             Description = "The daemon's control socket.",
-            DefaultValueFactory = _ => Environment.GetEnvironmentVariable("XENLOOP_CONTROL") ?? ControlSocket.DefaultPath,
+            DefaultValueFactory = _ => ControlSocket.DefaultPath,
         };
         System.CommandLine.Command command = new("status", "Print what the daemon of this domain is doing, as JSON.") { socket };
         command.SetAction(result =>
@@ -39,6 +41,36 @@ internal static class Program
             }
         });
         return command;
+    }
+
+    private static System.CommandLine.Command LabCommand()
+    {
+        Option<string> daemon = new("--daemon")
+        {
+            Description = "The xenloopd to run.",
+            DefaultValueFactory = _ => "/usr/sbin/xenloopd",
+        };
+        System.CommandLine.Command demo = new("demo", "Show two guests' traffic move to shared memory and back.") { daemon };
+        demo.SetAction(async (result, _) =>
+        {
+            string binary = Path.GetFullPath(result.GetValue(daemon)!);
+            if (!File.Exists(binary))
+            {
+                Console.Error.WriteLine($"xenloop: there is no {binary}; name the daemon with --daemon.");
+                return 1;
+            }
+
+            try
+            {
+                return await Demo.RunAsync(binary, Console.Out);
+            }
+            catch (InvalidOperationException e)
+            {
+                Console.Error.WriteLine($"xenloop: {e.Message}");
+                return 1;
+            }
+        });
+        return new("lab", "A Xen host in one process tree, without Xen: for trying and testing.") { demo };
     }
 
     private static string Ask(string path, string request)

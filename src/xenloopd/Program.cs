@@ -82,8 +82,7 @@ internal static class Program
         using PosixSignalRegistration interrupt = PosixSignalRegistration.Create(PosixSignal.SIGINT, Terminate);
 
         using IRole role = hypervisor.IsControlDomain ? new Dom0Role(hypervisor) : new GuestRole(hypervisor, mode, ringBytes, faults);
-        string socketPath = Environment.GetEnvironmentVariable("XENLOOP_CONTROL") ?? ControlSocket.DefaultPath;
-        using ControlSocket control = new(socketPath, json => WriteStatus(json, role, mode));
+        using ControlSocket control = new(ControlSocket.DefaultPath, json => WriteStatus(json, role, mode));
         using Epoll epoll = new();
         epoll.Add(role.XenStoreDescriptor, EpollEvents.EPOLLIN, 0);
         epoll.Add(faults.FileDescriptor, EpollEvents.EPOLLIN, 0);

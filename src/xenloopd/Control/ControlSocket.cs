@@ -11,7 +11,9 @@ namespace XenLoop.Control;
 /// </summary>
 internal sealed class ControlSocket : IDisposable
 {
-    public const string DefaultPath = "/run/xenloop/control.sock";
+    /// <summary>In the runtime directory that the service manager (or the lab) gave, else in /run/xenloop.</summary>
+    public static string DefaultPath =>
+        Path.Combine(Environment.GetEnvironmentVariable("RUNTIME_DIRECTORY") ?? "/run/xenloop", "control.sock");
 
     private const int ClientTimeoutMilliseconds = 200;
 

@@ -1,0 +1,64 @@
+using XenLoop.Rig;
+using Xunit;
+
+namespace XenLoop.Tests.Xen;
+
+/// <summary>A host with two guests of either kind, the daemon in Dom0 and in each: shared by the tests of a class.</summary>
+public sealed class ChannelFixture : IAsyncLifetime
+{
+    private readonly Dictionary<string, Node> _guests = [];
+
+    public XenHost Host { get; private set; } = null!;
+
+    public XenLoopDaemon Dom0 { get; private set; } = null!;
+
+    public Node this[string name] => _guests[name];
+
+    public async Task InitializeAsync()
+    {
+        Host = await XenHost.StartAsync();
+        Dom0 = await XenLoopDaemon.InstallAsync(Host);
+        await Dom0.StartAsync();
+        // One after the other: side by side they boot no sooner on two processors.
+        foreach ((string name, GuestKind kind) in new[] { ("pvh1", GuestKind.Pvh), ("pvh2", GuestKind.Pvh), ("pv1", GuestKind.Pv), ("pv2", GuestKind.Pv) })
+        {
+            _guests[name] = await AddGuestAsync(name, kind);
+        }
+    }
+
+    /// <summary>Creates a guest and starts its daemon.</summary>
+    public async Task<Node> AddGuestAsync(string name, GuestKind kind)
+    {
+        XenGuest guest = await Host.CreateGuestAsync(new GuestOptions { Name = name, Kind = kind });
+        XenLoopDaemon daemon = await XenLoopDaemon.InstallAsync(guest);
+        await daemon.StartAsync();
+        return new Node(guest, daemon);
+    }
+
+    /// <summary>Waits until both ends divert to each other.</summary>
+    public static async Task ChannelUpAsync(Node a, Node b)
+    {
+        await a.Daemon.WaitForAsync(b.Guest.Domid, "running");
+        await b.Daemon.WaitForAsync(a.Guest.Domid, "running");
+    }
+
+    public async Task DisposeAsync()
+    {
+        if (Host is not null)
+        {
+            await Host.DisposeAsync();
+        }
+    }
+}
+
+/// <summary>A guest and its daemon.</summary>
+public sealed record Node(XenGuest Guest, XenLoopDaemon Daemon)
+{
+    public Task<CommandResult> RunAsync(string script, int seconds = 60) => Guest.RunAsync(script, TimeSpan.FromSeconds(seconds));
+
+    /// <summary>Packets that went into the channel to the peer and came out of it here, since the channel was built.</summary>
+    public async Task<(long Sent, long Received)> PacketsAsync(Node peer) =>
+        await Daemon.PeerAsync(peer.Guest.Domid) is { } status && status.TryGetProperty("sent_packets", out var sent)
+            ? (sent.GetInt64(), status.GetProperty("received_packets").GetInt64())
+            : (0, 0);
+}

@@ -1,0 +1,245 @@
+using System.Globalization;
+using System.Text.RegularExpressions;
+using XenLoop.Rig;
+using Xunit;
+
+namespace XenLoop.Tests.Xen;
+
+/// <summary>What unmodified programs see while the daemons move their packets, and what they see when daemons come and go.</summary>
+public sealed partial class ChannelTests(ChannelFixture xen) : IClassFixture<ChannelFixture>
+{
+    public static readonly TheoryData<string, string> Pairs = new() { { "pvh1", "pvh2" }, { "pv1", "pv2" }, { "pvh1", "pv1" } };
+
+    [Theory, MemberData(nameof(Pairs))]
+    public async Task Pings_of_every_size_pass_through_the_channel(string a, string b)
+    {
+        (Node from, Node to) = await UpAsync(a, b);
+        (long sent, long received) before = await from.PacketsAsync(to);
+        foreach (string address in new[] { to.Guest.Ipv4, to.Guest.Ipv6, to.Guest.LinkLocal + "%eth0" })
+        {
+            foreach (int size in new[] { 1, 56, 1400, 1472, 1500, 9000, 30000, 60000 })
+            {
+                CommandResult result = await from.RunAsync($"ping -q -c 5 -i 0.05 -W 5 -s {size} {address}");
+                Assert.True(result.ExitCode == 0 && result.Output.Contains(" 0% packet loss", StringComparison.Ordinal), $"size {size} to {address}: {result}");
+            }
+        }
+
+        (long sent, long received) after = await from.PacketsAsync(to);
+        // 3 addresses, 8 sizes, 5 each, the large ones in fragments.
+        Assert.True(after.sent - before.sent >= 120 && after.received - before.received >= 120, $"{before} to {after}: not through the channel");
+    }
+
+    [Theory, MemberData(nameof(Pairs))]
+    public async Task Tcp_in_both_directions_at_once_arrives_unchanged(string a, string b)
+    {
+        (Node left, Node right) = await UpAsync(a, b);
+        (long sent, long received) before = await left.PacketsAsync(right);
+        const string Receive = "rm -f /tmp/got; nc -l -p 5001 </dev/null >/tmp/got & echo $! >/tmp/nc.pid; sleep 0.3";
+        foreach (Node node in new[] { left, right })
+        {
+            (await node.RunAsync("head -c 24000000 /dev/urandom >/tmp/sent; " + Receive)).Check();
+        }
+
+        static string Send(Node to) => $"nc -w 30 {to.Guest.Ipv4} 5001 </tmp/sent >/dev/null; sha256sum </tmp/sent";
+        CommandResult[] sent = await Task.WhenAll(left.RunAsync(Send(right)), right.RunAsync(Send(left)));
+        const string Digest = "while kill -0 $(cat /tmp/nc.pid) 2>/dev/null; do sleep 0.1; done; sha256sum </tmp/got";
+        Assert.Equal(sent[0].Check().Output, (await right.RunAsync(Digest)).Check().Output);
+        Assert.Equal(sent[1].Check().Output, (await left.RunAsync(Digest)).Check().Output);
+        (long sent, long received) after = await left.PacketsAsync(right);
+        Assert.True(after.sent > before.sent + 100 && after.received > before.received + 100, $"{before} to {after}: not through the channel");
+    }
+
+    [Theory, MemberData(nameof(Pairs))]
+    public async Task Udp_passes_in_datagrams_of_every_size(string a, string b)
+    {
+        (Node from, Node to) = await UpAsync(a, b);
+        (await to.RunAsync("sockperf server -i 0.0.0.0 -p 5002 >/dev/null 2>&1 & sleep 0.5")).Check();
+        try
+        {
+            foreach (int size in new[] { 16, 1400, 9000, 60000 })
+            {
+                CommandResult result = (await from.RunAsync($"sockperf ping-pong -i {to.Guest.Ipv4} -p 5002 -m {size} -t 1")).Check();
+                Assert.Contains("# dropped messages = 0; # duplicated messages = 0; # out-of-order messages = 0", result.Output, StringComparison.Ordinal);
+            }
+        }
+        finally
+        {
+            await to.RunAsync("killall sockperf");
+        }
+    }
+
+    [Theory, MemberData(nameof(Pairs))]
+    public async Task A_firewall_rule_on_eth0_is_honoured(string a, string b)
+    {
+        (Node from, Node to) = await UpAsync(a, b);
+        (await to.RunAsync("""
+            nft add table inet fw
+            nft 'add chain inet fw input { type filter hook input priority 0; }'
+            nft add rule inet fw input iifname eth0 tcp dport 5003 counter reject with tcp reset
+            nft add rule inet fw input iifname eth0 tcp dport 5004 counter accept
+            nc -l -p 5003 >/dev/null & nc -l -p 5004 >/dev/null & sleep 0.3
+            """)).Check();
+        try
+        {
+            Assert.NotEqual(0, (await from.RunAsync($"echo x | nc -w 5 {to.Guest.Ipv4} 5003")).ExitCode);
+            (await from.RunAsync($"echo x | nc -w 5 {to.Guest.Ipv4} 5004")).Check();
+            string rules = (await to.RunAsync("nft list table inet fw")).Check().Output;
+            Assert.Matches(@"dport 5003 counter packets [1-9]", rules);
+            Assert.Matches(@"dport 5004 counter packets [1-9]", rules);
+
+            // And on the way out, at the sender's eth0.
+            (await from.RunAsync("""
+                nft add table inet fw
+                nft 'add chain inet fw output { type filter hook output priority 0; }'
+                nft add rule inet fw output oifname eth0 tcp dport 5004 counter reject with tcp reset
+                """)).Check();
+            Assert.NotEqual(0, (await from.RunAsync($"echo x | nc -w 5 {to.Guest.Ipv4} 5004")).ExitCode);
+        }
+        finally
+        {
+            await to.RunAsync("nft delete table inet fw; killall nc");
+            await from.RunAsync("nft delete table inet fw");
+        }
+    }
+
+    [Theory, MemberData(nameof(Pairs))]
+    public async Task Ssh_works_and_tcpdump_on_eth0_sees_what_is_received(string a, string b)
+    {
+        (Node from, Node to) = await UpAsync(a, b);
+        (await to.RunAsync("tcpdump -i eth0 -n -c 5 -w /dev/null tcp port 22 2>/tmp/dump & sleep 1")).Check();
+        Assert.Equal(b, (await from.RunAsync($"ssh {to.Guest.Ipv4} hostname")).Check().Output.Trim());
+        (await to.RunAsync("while pidof tcpdump >/dev/null; do sleep 0.1; done; grep '^5 packets captured' /tmp/dump", 20)).Check();
+    }
+
+    [Theory, MemberData(nameof(Pairs))]
+    public async Task A_connection_outlives_the_channels_building_loss_and_rebuilding(string a, string b)
+    {
+        (Node from, Node to) = await UpAsync(a, b);
+        await from.Daemon.StopAsync();
+
+        // 40 pieces, one every 0.25 s, over one connection that begins on netfront.
+        (await to.RunAsync("rm -f /tmp/stream; nc -l -p 5005 </dev/null >/tmp/stream & sleep 0.3")).Check();
+        (await from.RunAsync("head -c 4000000 /dev/urandom >/tmp/source")).Check();
+        Task<CommandResult> sending = from.RunAsync($$"""
+            { for i in $(seq 0 39); do dd if=/tmp/source bs=100000 skip=$i count=1 2>/dev/null; sleep 0.25; done; } | nc {{to.Guest.Ipv4}} 5005
+            sha256sum </tmp/source
+            """);
+        await Task.Delay(1000);
+        await from.Daemon.StartAsync();
+        await ChannelFixture.ChannelUpAsync(from, to);
+        await to.Daemon.SignalAsync("KILL");
+        await Task.Delay(1500);
+        await to.Daemon.StartAsync();
+        await ChannelFixture.ChannelUpAsync(from, to);
+        Assert.False(sending.IsCompleted, "the stream was over before the channel was back: nothing is shown");
+
+        string digest = (await sending).Check().Output;
+        Assert.Equal(digest, (await to.RunAsync("while pidof nc >/dev/null; do sleep 0.1; done; sha256sum </tmp/stream", 20)).Check().Output);
+    }
+
+    public static IEnumerable<object[]> Blows =>
+        from pair in Pairs
+        from signal in new[] { "KILL", "STOP" }
+        from victim in new[] { 0, 1 }
+        select new object[] { pair[0], pair[1], signal, victim };
+
+    [Theory, MemberData(nameof(Blows))]
+    public async Task A_daemon_killed_or_stopped_costs_less_than_a_second(string a, string b, string signal, int victim)
+    {
+        (Node from, Node to) = await UpAsync(a, b);
+        Node struck = victim == 0 ? from : to;
+        Task<CommandResult> pinging = from.RunAsync($"ping -D -i 0.05 -c 120 -W 1 {to.Guest.Ipv4}");
+        await Task.Delay(2000);
+        await struck.Daemon.SignalAsync(signal);
+        await Task.Delay(3000);
+        if (signal == "KILL")
+        {
+            await struck.Daemon.StartAsync();
+        }
+        else
+        {
+            await struck.Daemon.SignalAsync("CONT");
+        }
+
+        double gap = LongestGap((await pinging).Output);
+        Assert.True(gap < 1.0, $"no answer for {gap:0.00} s");
+
+        // Afterwards through the channel again.
+        await ChannelFixture.ChannelUpAsync(from, to);
+        (long sent, long received) before = await from.PacketsAsync(to);
+        (await from.RunAsync($"ping -q -c 5 -i 0.1 {to.Guest.Ipv4}")).Check();
+        (long sent, long received) after = await from.PacketsAsync(to);
+        Assert.True(after.sent - before.sent >= 5 && after.received - before.received >= 5, $"{before} to {after}: not through the channel");
+    }
+
+    [Fact]
+    public async Task Dom0s_daemon_restarted_costs_no_packet_and_no_channel()
+    {
+        (Node from, Node to) = await UpAsync("pvh1", "pv1");
+        (long sent, long received) before = await from.PacketsAsync(to);
+        Task<CommandResult> pinging = from.RunAsync($"ping -q -i 0.05 -c 60 {to.Guest.Ipv4}");
+        await xen.Dom0.SignalAsync("KILL");
+        await xen.Dom0.StartAsync();
+        await xen.Dom0.StopAsync();
+        await xen.Dom0.StartAsync();
+        Assert.Contains(" 0% packet loss", (await pinging).Output, StringComparison.Ordinal);
+        (long sent, long received) after = await from.PacketsAsync(to);
+        Assert.True(after.sent - before.sent >= 60, $"{before} to {after}: the channel did not stay");
+    }
+
+    [Theory]
+    [InlineData(GuestKind.Pvh, "pvh1")]
+    [InlineData(GuestKind.Pv, "pv1")]
+    public async Task A_guest_destroyed_leaves_no_zombie(GuestKind kind, string peerName)
+    {
+        Node peer = xen[peerName];
+        Node doomed = await xen.AddGuestAsync($"doomed-{kind}", kind);
+        await ChannelFixture.ChannelUpAsync(peer, doomed);
+        await doomed.Guest.DestroyAsync();
+        for (int i = 0; i < 50; i++)
+        {
+            if (!(await xen.Host.DomainsAsync()).Any(d => d.Id == doomed.Guest.Domid))
+            {
+                return;
+            }
+
+            await Task.Delay(100);
+        }
+
+        Assert.Fail($"still there after 5 s: {string.Join('\n', await xen.Host.DomainsAsync())}\n{await peer.Daemon.LogAsync()}");
+    }
+
+    [Fact]
+    public async Task A_daemon_that_ends_leaves_nothing_behind()
+    {
+        (Node from, Node to) = await UpAsync("pvh2", "pv2");
+        await to.Daemon.StopAsync();
+        CommandResult left = await to.RunAsync("""
+            ip -o link | grep ': xl'
+            tc filter show dev eth0 egress
+            tc qdisc show dev eth0 | grep clsact
+            xenstore-ls data/xenloop 2>/dev/null
+            true
+            """);
+        Assert.Equal("", left.Output);
+        (await from.RunAsync($"ping -q -c 3 -i 0.2 {to.Guest.Ipv4}")).Check();
+        await to.Daemon.StartAsync();
+    }
+
+    private async Task<(Node From, Node To)> UpAsync(string a, string b)
+    {
+        await ChannelFixture.ChannelUpAsync(xen[a], xen[b]);
+        return (xen[a], xen[b]);
+    }
+
+    /// <summary>The longest time between two answers, in seconds.</summary>
+    private static double LongestGap(string pings)
+    {
+        double[] times = [.. AnswerTime().Matches(pings).Select(m => double.Parse(m.Groups[1].ValueSpan, CultureInfo.InvariantCulture))];
+        Assert.True(times.Length > 60, $"only {times.Length} answers:\n{pings}");
+        return times.Zip(times.Skip(1), (earlier, later) => later - earlier).Max();
+    }
+
+    [GeneratedRegex(@"^\[(\d+\.\d+)\] \d+ bytes from", RegexOptions.Multiline)]
+    private static partial Regex AnswerTime();
+}
