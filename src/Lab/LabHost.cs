@@ -266,18 +266,20 @@ internal sealed class LabHost : IAsyncDisposable
         }
     }
 
-    /// <summary>Ends what runs in a domain, then its namespace.</summary>
-    private static async Task RemoveNamespaceAsync(LabDomain domain, string more = "")
+    private static Task RemoveNamespaceAsync(LabDomain domain, string more = "")
     {
         domain.KillAll();
-        await ShAsync($"""
-            for pid in $(ip netns pids {domain.NetNs} 2>/dev/null); do kill -KILL $pid || true; done
-            {more}
-            ip netns del {domain.NetNs} 2>/dev/null || true
-            """);
+        return RemoveNamespaceAsync(domain.NetNs, more);
     }
 
-    /// <summary>Removes the namespaces of labs whose process is gone.</summary>
+    /// <summary>Ends what runs in a namespace, which would keep it, and then the namespace.</summary>
+    private static Task RemoveNamespaceAsync(string netns, string more = "") => ShAsync($"""
+        for pid in $(ip netns pids {netns} 2>/dev/null); do kill -KILL $pid || true; done
+        {more}
+        ip netns del {netns} 2>/dev/null || true
+        """);
+
+    /// <summary>Removes what labs whose process is gone have left: namespaces, children of the processes they started, files.</summary>
     private static async Task RemoveLeftoversAsync()
     {
         if (!Directory.Exists("/run/netns"))
@@ -290,7 +292,7 @@ internal sealed class LabHost : IAsyncDisposable
             string pid = netns[Prefix.Length..].Split('-')[0];
             if (int.TryParse(pid, NumberStyles.None, CultureInfo.InvariantCulture, out _) && !Directory.Exists($"/proc/{pid}"))
             {
-                await ShAsync($"ip netns del {netns} || true");
+                await RemoveNamespaceAsync(netns);
             }
         }
 

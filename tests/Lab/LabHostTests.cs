@@ -116,6 +116,27 @@ public class LabHostTests
         Assert.False(Directory.Exists(Path.GetDirectoryName(a.RuntimeDirectory)));
     }
 
+    [Fact]
+    public async Task What_a_killed_lab_left_is_removed_by_the_next()
+    {
+        // Above the largest pid there can be.
+        const string Leftover = "xl4194305-1-a";
+        string directory = Path.Combine(Path.GetTempPath(), "xenloop-lab-xl4194305-1");
+        Directory.CreateDirectory(directory);
+        using (Process ip = Process.Start("ip", ["netns", "add", Leftover]))
+        {
+            await ip.WaitForExitAsync();
+            Assert.Equal(0, ip.ExitCode);
+        }
+
+        using Process orphan = Process.Start("ip", ["netns", "exec", Leftover, "sleep", "1000"]);
+        await WaitForAsync(() => File.ReadAllText($"/proc/{orphan.Id}/cmdline").StartsWith("sleep", StringComparison.Ordinal));
+        await using LabHost lab = await LabHost.StartAsync();
+        Assert.False(File.Exists($"/run/netns/{Leftover}"));
+        Assert.False(Directory.Exists(directory));
+        await WaitForAsync(() => orphan.HasExited);
+    }
+
     private static char StateOf(int pid)
     {
         string stat = File.ReadAllText(string.Create(CultureInfo.InvariantCulture, $"/proc/{pid}/stat"));
