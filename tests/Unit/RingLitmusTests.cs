@@ -1,5 +1,6 @@
 using System.Runtime.InteropServices;
 using XenLoop.Ring;
+using XenLoop.Tests.RingStress;
 using Xunit;
 
 namespace XenLoop.Tests.Unit;

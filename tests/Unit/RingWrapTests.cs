@@ -1,4 +1,5 @@
 using XenLoop.Ring;
+using XenLoop.Tests.RingStress;
 using Xunit;
 
 namespace XenLoop.Tests.Unit;
