@@ -40,5 +40,5 @@ public sealed record GuestOptions
     public string XlLines { get; init; } = "";
 
     /// <summary>How long it may take to boot.</summary>
-    public TimeSpan BootTimeout { get; init; } = TimeSpan.FromMinutes(3);
+    public TimeSpan BootTimeout { get; init; } = TimeSpan.FromMinutes(5);
 }

@@ -9,11 +9,14 @@ internal sealed class RigImage
 
     private readonly string _folder;
 
-    private RigImage(string repository)
+    private RigImage()
     {
-        RunQemu = Path.Combine(repository, "tests", "Rig", "run-qemu");
-        _folder = Path.Combine(repository, "artifacts", "rig");
+        RunQemu = Path.Combine(RepositoryRoot, "tests", "Rig", "run-qemu");
+        _folder = Path.Combine(RepositoryRoot, "artifacts", "rig");
     }
+
+    /// <summary>The top folder of the repository that this program was built in.</summary>
+    public static string RepositoryRoot { get; } = FindRepository();
 
     /// <summary>The script that keeps QEMU.</summary>
     public string RunQemu { get; }
@@ -27,18 +30,17 @@ internal sealed class RigImage
     /// <summary>Finds the images, and makes them first when they are missing or out of date.</summary>
     public static async Task<RigImage> GetAsync()
     {
-        string repository = FindRepository();
         await BuildOnce.WaitAsync();
         try
         {
-            await BuildAsync(Path.Combine(repository, "tests", "Rig", "image", "build"));
+            await BuildAsync(Path.Combine(RepositoryRoot, "tests", "Rig", "image", "build"));
         }
         finally
         {
             BuildOnce.Release();
         }
 
-        return new RigImage(repository);
+        return new RigImage();
     }
 
     private static async Task BuildAsync(string script)
@@ -54,7 +56,7 @@ internal sealed class RigImage
         }
     }
 
-    private static string FindRepository()
+    internal static string FindRepository()
     {
         for (string? folder = AppContext.BaseDirectory; folder is not null; folder = Path.GetDirectoryName(folder))
         {

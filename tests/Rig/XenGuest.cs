@@ -57,7 +57,7 @@ public sealed class XenGuest
 
     /// <summary>Runs a script of the shell in the guest. Many may run at the same time.</summary>
     /// <param name="script">The script; a later process that it leaves behind may live on.</param>
-    /// <param name="timeout">How long it may take, in real time; one minute if not given.</param>
+    /// <param name="timeout">How long it may take, in real time; three minutes if not given.</param>
     /// <exception cref="TimeoutException">It took longer, and was killed.</exception>
     public Task<CommandResult> RunAsync(string script, TimeSpan? timeout = null)
     {
@@ -138,7 +138,7 @@ public sealed class XenGuest
             type='{(_options.Kind == GuestKind.Pvh ? "pvh" : "pv")}'
             kernel='/guest/vmlinux'
             ramdisk='/guest/guest.cpio'
-            extra='console=hvc0 loglevel=5 rig.hostname={Name} {string.Join(' ', addresses)} rig.control={ControlAddress}/24 {_options.KernelArguments}'
+            extra='{Qemu.KernelArguments} rig.hostname={Name} {string.Join(' ', addresses)} rig.control={ControlAddress}/24 {_options.KernelArguments}'
             memory={_options.MemoryMiB}
             vcpus={_options.Vcpus}
             tsc_mode='native'

@@ -50,7 +50,7 @@ public sealed class XenHost : IAsyncDisposable
 
     /// <summary>Runs a script of the shell in Dom0. Many may run at the same time.</summary>
     /// <param name="script">The script; a later process that it leaves behind may live on.</param>
-    /// <param name="timeout">How long it may take, in real time; one minute if not given.</param>
+    /// <param name="timeout">How long it may take, in real time; three minutes if not given.</param>
     /// <exception cref="TimeoutException">It took longer, and was killed.</exception>
     public async Task<CommandResult> RunAsync(string script, TimeSpan? timeout = null)
     {
@@ -99,7 +99,7 @@ public sealed class XenHost : IAsyncDisposable
     internal async Task<CommandResult> ExchangeAsync(
         byte[] request, string where, string script, TimeSpan? timeout, Func<Task> kill)
     {
-        TimeSpan limit = timeout ?? TimeSpan.FromMinutes(1);
+        TimeSpan limit = timeout ?? TimeSpan.FromMinutes(3);
         Task<CommandResult> exchange = ExchangeAsync(request);
         try
         {

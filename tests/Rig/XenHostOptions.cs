@@ -3,18 +3,21 @@ namespace XenLoop.Rig;
 /// <summary>What a rig's clock means.</summary>
 public enum RigTiming
 {
-    /// <summary>As fast as the machine runs, on several processors. Times mean nothing.</summary>
+    /// <summary>As fast as the machine runs. Times mean nothing.</summary>
     Functional,
 
-    /// <summary>One processor on which one instruction takes one nanosecond. Times are exact and repeatable.</summary>
+    /// <summary>
+    /// One instruction takes one nanosecond, whatever else this machine does, and while all domains wait the clock leaps
+    /// to the next timer. Times are exact and repeatable.
+    /// </summary>
     Exact,
 }
 
 /// <summary>How to boot a <see cref="XenHost"/>.</summary>
 public sealed record XenHostOptions
 {
-    /// <summary>What the host's clock means.</summary>
-    public RigTiming Timing { get; init; } = RigTiming.Functional;
+    /// <summary>What the host's clock means. Both take as long; with exact timing a busy machine breaks no time limit.</summary>
+    public RigTiming Timing { get; init; } = RigTiming.Exact;
 
     /// <summary>Memory of Dom0.</summary>
     public int Dom0MemoryMiB { get; init; } = 1024;
@@ -28,6 +31,6 @@ public sealed record XenHostOptions
     /// <summary>More arguments for the hypervisor.</summary>
     public string XenArguments { get; init; } = "";
 
-    /// <summary>How long Dom0 may take until it answers; five times what a busy machine was seen to take.</summary>
-    public TimeSpan BootTimeout { get; init; } = TimeSpan.FromMinutes(3);
+    /// <summary>How long Dom0 may take until it answers.</summary>
+    public TimeSpan BootTimeout { get; init; } = TimeSpan.FromMinutes(5);
 }
