@@ -1,4 +1,3 @@
-using System.Runtime.InteropServices;
 using XenLoop.Interop.Linux;
 using static XenLoop.Interop.Linux.BpfRegister;
 
@@ -28,13 +27,7 @@ internal static class DivertPrograms
     /// <summary>At the egress of the vif: counts packets to tracked destinations and hands those to connected ones to their TAPs.</summary>
     public static BpfInstruction[] Divert(MacAddress own, SafeFd peers, SafeFd stamps)
     {
-        int tapIndex = (int)Marshal.OffsetOf<VifDivert.Peer>(nameof(VifDivert.Peer.TapIndex));
-        int slot = (int)Marshal.OffsetOf<VifDivert.Peer>(nameof(VifDivert.Peer.Slot));
-        int seen = (int)Marshal.OffsetOf<VifDivert.Peer>(nameof(VifDivert.Peer.Seen));
-        int diverted = (int)Marshal.OffsetOf<VifDivert.Peer>(nameof(VifDivert.Peer.Diverted));
-        int divertedBytes = (int)Marshal.OffsetOf<VifDivert.Peer>(nameof(VifDivert.Peer.DivertedBytes));
-
-        BpfProgram program = new BpfProgram()
+        return new BpfProgram()
             .Move(R6, R1)
             .Load(BpfSize.Word, R2, R6, SkbData)
             .Load(BpfSize.Word, R3, R6, SkbDataEnd)
@@ -60,12 +53,12 @@ internal static class DivertPrograms
             .JumpIfEqual(R0, 0, "pass")
             .Move(R7, R0)
             .Move(R1, 1)
-            .AtomicAdd(R7, seen, R1)
-            .Load(BpfSize.Word, R8, R7, tapIndex)
+            .AtomicAdd(R7, VifDivert.Peer.SeenOffset, R1)
+            .Load(BpfSize.Word, R8, R7, VifDivert.Peer.TapIndexOffset)
             .JumpIfEqual(R8, 0, "pass")
 
             // R9 = the slot's stamp.
-            .Load(BpfSize.Word, R1, R7, slot)
+            .Load(BpfSize.Word, R1, R7, VifDivert.Peer.SlotOffset)
             .Store(BpfSize.Word, R10, -8, R1)
             .LoadMap(R1, stamps.Number)
             .Move(R2, R10)
@@ -89,9 +82,9 @@ internal static class DivertPrograms
             .JumpIfGreaterSigned(R0, VifDivert.StaleNanoseconds, "pass")
 
             .Move(R1, 1)
-            .AtomicAdd(R7, diverted, R1)
+            .AtomicAdd(R7, VifDivert.Peer.DivertedOffset, R1)
             .Load(BpfSize.Word, R1, R6, SkbLength)
-            .AtomicAdd(R7, divertedBytes, R1)
+            .AtomicAdd(R7, VifDivert.Peer.DivertedBytesOffset, R1)
             .Move(R1, R8)
             .Move(R2, 0)
             .Call(BpfHelper.redirect)
@@ -99,8 +92,8 @@ internal static class DivertPrograms
 
             .Label("pass")
             .Move(R0, Next)
-            .Exit();
-        return program.ToArray();
+            .Exit()
+            .ToArray();
     }
 
     /// <summary>

@@ -286,14 +286,29 @@ internal sealed unsafe class VifDivert : IDisposable
     }
 
     /// <summary>A destination, as program and daemon share it. The key is <see cref="MacAddress.Bits"/>.</summary>
-    [StructLayout(LayoutKind.Sequential)]
+    [StructLayout(LayoutKind.Explicit)]
     internal struct Peer
     {
+        public const int TapIndexOffset = 0;
+        public const int SlotOffset = 4;
+        public const int SeenOffset = 8;
+        public const int DivertedOffset = 16;
+        public const int DivertedBytesOffset = 24;
+
         /// <summary>0: tracked, not connected.</summary>
+        [FieldOffset(TapIndexOffset)]
         public uint TapIndex;
+
+        [FieldOffset(SlotOffset)]
         public uint Slot;
+
+        [FieldOffset(SeenOffset)]
         public ulong Seen;
+
+        [FieldOffset(DivertedOffset)]
         public ulong Diverted;
+
+        [FieldOffset(DivertedBytesOffset)]
         public ulong DivertedBytes;
     }
 
