@@ -8,12 +8,18 @@ Option<string> kinds = new("--kind") { Description = "pvh, pv or both.", Default
 Option<string?> save = new("--save") { Description = "Append the table, as Markdown, to this file." };
 Option<string> daemon = new("--daemon") { Description = "Arguments for the guests' daemons.", DefaultValueFactory = _ => "" };
 Option<string> only = new("--only") { Description = "Only the measurements whose name contains this.", DefaultValueFactory = _ => "" };
+Option<bool> demo = new("--demo") { Description = "Tell the story instead: netfront, then shared memory, then a daemon killed." };
 RootCommand root = new("""
     Measures netfront against XenLoop on real Xen: the same guests, the same programs, one run. The host is emulated
     with one processor on which one instruction takes one nanosecond, so figures are exact and repeatable.
-    """) { kinds, save, daemon, only };
+    """) { kinds, save, daemon, only, demo };
 root.SetAction(async (parsed, cancel) =>
 {
+    if (parsed.GetValue(demo))
+    {
+        return await Demonstration.RunAsync();
+    }
+
     GuestKind[] chosen = parsed.GetValue(kinds)! switch { "pvh" => [GuestKind.Pvh], "pv" => [GuestKind.Pv], _ => [GuestKind.Pvh, GuestKind.Pv] };
     Measurement[] set = [.. Measurements.All.Where(m => m.Name.Contains(parsed.GetValue(only)!, StringComparison.OrdinalIgnoreCase))];
     StringBuilder table = new();

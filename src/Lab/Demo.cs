@@ -53,7 +53,7 @@ internal sealed partial class Demo
         Print("bridge", bridge);
 
         Say("2. Start xenloopd in Dom0 and in both guests. Dom0 introduces the two, they build a channel.");
-        _host.Dom0.StartDaemon(_daemonBinary, onLine: line => Quote("dom0 ", line));
+        _host.Dom0.StartDaemon(_daemonBinary, onLine: line => Quote("dom0", line));
         StartDaemon(_alice);
         LabProcess daemon = StartDaemon(_bob);
         await ChannelUpAsync();
@@ -125,7 +125,7 @@ internal sealed partial class Demo
             long viaChannel = Math.Max(0, after.channel - before.channel);
             bridged |= second is > KillAt and <= RestartAt && viaBridge > viaChannel;
             string what = second switch { KillAt => "  <- killed", RestartAt => "  <- started again", _ => "" };
-            Row($"{second}", "", "", $"{viaBridge}", $"{viaChannel}{what}");
+            Row($"{second}", "", "", $"{viaBridge}", $"{viaChannel}", what);
             if (second == KillAt)
             {
                 daemon.Signal(LibC.SIGKILL);
@@ -157,15 +157,15 @@ internal sealed partial class Demo
 
     private void Say(string text) => _out.WriteLine($"\n{text}\n");
 
-    private void Quote(string who, string line) => _out.WriteLine($"     {who}| {line}");
+    private void Quote(string who, string line) => _out.WriteLine($"     {who,-5}| {line}");
 
     private void Print(string name, Figures figures) => Row(name,
         string.Create(CultureInfo.InvariantCulture, $"{figures.RttMicroseconds:0} us"),
         string.Create(CultureInfo.InvariantCulture, $"{figures.Gigabits:0.0} Gb/s"),
         $"{figures.Bridge}", $"{figures.Channel}");
 
-    private void Row(string name, string rtt, string tcp, string bridge, string channel) =>
-        _out.WriteLine($"   {name,-16}{rtt,10}{tcp,12}{bridge,16}{channel,16}");
+    private void Row(string name, string rtt, string tcp, string bridge, string channel, string remark = "") =>
+        _out.WriteLine($"   {name,-16}{rtt,10}{tcp,12}{bridge,16}{channel,16}{remark}");
 
     [GeneratedRegex("= [0-9.]+/([0-9.]+)/")]
     private static partial Regex PingSummary();

@@ -1,3 +1,4 @@
+using System.Globalization;
 using System.Text.Json;
 
 namespace XenLoop.Rig;
@@ -29,15 +30,19 @@ public sealed class XenLoopDaemon
     }
 
     /// <summary>Starts the daemon; returns when it answers. Its messages go to <see cref="LogAsync"/>.</summary>
-    public async Task StartAsync(string arguments = "") => (await _run(
-        $$"""
-        setsid nohup xenloopd {{arguments}} >>{{LogFile}} 2>&1 </dev/null &
-        pid=$!
-        until xenloop status >/dev/null 2>&1; do
-          kill -0 $pid 2>/dev/null || { echo 'xenloopd ended:'; cat {{LogFile}}; exit 1; }
-          sleep 0.1
-        done
-        """, null)).Check();
+    public async Task StartAsync(string arguments = "") => (await _run(StartScript(arguments), null)).Check();
+
+    /// <summary>
+    /// Strikes the daemon with KILL or STOP after some seconds, and starts it again or continues it after some more;
+    /// all by the clock over there.
+    /// </summary>
+    public async Task StrikeAsync(string signal, double before, double down) => (await _run(string.Create(CultureInfo.InvariantCulture,
+        $"""
+        sleep {before}
+        killall -{signal} xenloopd
+        sleep {down}
+        {(signal == "KILL" ? StartScript("") : "killall -CONT xenloopd")}
+        """), null)).Check();
 
     /// <summary>Sends a signal (KILL, STOP, CONT, TERM) to the daemon.</summary>
     public async Task SignalAsync(string signal) => (await _run($"killall -{signal} xenloopd", null)).Check();
@@ -70,6 +75,15 @@ public sealed class XenLoopDaemon
 
     /// <summary>What it has written to standard error.</summary>
     public async Task<string> LogAsync() => (await _run($"cat {LogFile}", null)).Output;
+
+    private static string StartScript(string arguments) => $$"""
+        setsid nohup xenloopd {{arguments}} >>{{LogFile}} 2>&1 </dev/null &
+        pid=$!
+        until xenloop status >/dev/null 2>&1; do
+          kill -0 $pid 2>/dev/null || { echo 'xenloopd ended:'; cat {{LogFile}}; exit 1; }
+          sleep 0.1
+        done
+        """;
 
     private static JsonElement? FindPeer(JsonElement status, int domid)
     {

@@ -1,3 +1,4 @@
+using System.Globalization;
 using XenLoop.Rig;
 using Xunit;
 
@@ -41,6 +42,9 @@ public sealed class ChannelFixture : IAsyncLifetime
         await a.Daemon.WaitForAsync(b.Guest.Domid, "running");
         await b.Daemon.WaitForAsync(a.Guest.Domid, "running");
     }
+
+    /// <summary>Lets the host's clock, which has little to do with ours, advance so far.</summary>
+    public async Task SleepAsync(double seconds) => (await Host.RunAsync(string.Create(CultureInfo.InvariantCulture, $"sleep {seconds}"))).Check();
 
     public async Task DisposeAsync()
     {

@@ -47,7 +47,7 @@ internal sealed unsafe class ChannelPath
     private static readonly long StallTicks = Stopwatch.Frequency * 150 / 1000;
 
     // More events than this in a second without a record behind them is an attack on our CPU.
-    private const int MaxIdleEventsPerSecond = 4096;
+    private const int MaxIdleEventsPerSecond = 16384;
 
     private readonly int _tap;
     private readonly RingProducer _transmit;
