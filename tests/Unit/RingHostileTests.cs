@@ -348,6 +348,83 @@ public sealed unsafe class RingHostileTests
         Assert.All(counts, count => Assert.True(count > 100, string.Join(' ', counts)));
     }
 
+    /// <summary>
+    /// What is checked is what is used: a word that flips between an honest and a dishonest value as fast as a processor
+    /// can write must never pass the check as one and be used as the other.
+    /// </summary>
+    [Fact]
+    public void AWordThatFlipsBetweenCheckAndUseGainsNothing()
+    {
+        using RingMemory memory = new();
+        (_, RingConsumer consumer) = memory.Open();
+        memory.ProducerLine->Index = 16;
+        uint accepted = 0;
+        WhileFlipping((uint*)memory.Data, 8, 60_000, () =>
+        {
+            try
+            {
+                Assert.True(consumer.TryPeek(out RingSegments payload));
+                Assert.Equal(8u, payload.Length);
+                accepted++;
+            }
+            catch (PeerViolationException)
+            {
+            }
+        });
+        Assert.NotEqual(0u, accepted);
+
+        // A record of 60000 bytes where the index makes room for 16, or for more than there is.
+        *(uint*)memory.Data = 60_000;
+        WhileFlipping(&memory.ProducerLine->Index, 16, 0x8000_0000, () => Assert.Throws<PeerViolationException>(() =>
+            new RingConsumer(memory.Data, RingBytes, memory.ConsumerLine, memory.ProducerLine).TryPeek(out _)));
+
+        // A full ring, whose reader has taken nothing, or more than there was.
+        (RingProducer producer, _) = memory.Open();
+        while (producer.TryReserve(out _))
+        {
+            producer.Commit(RingRecord.MaxPayload);
+        }
+
+        producer.Publish();
+        WhileFlipping(&memory.ConsumerLine->Index, 0, RingRecord.MaxBytes + 8, () =>
+        {
+            try
+            {
+                Assert.False(producer.TryReserve(out _));
+            }
+            catch (PeerViolationException)
+            {
+            }
+        });
+    }
+
+    private static void WhileFlipping(uint* word, uint honest, uint dishonest, Action attempt)
+    {
+        bool stop = false;
+        *word = honest;
+        Thread flipper = new(() =>
+        {
+            while (!Volatile.Read(ref stop))
+            {
+                Volatile.Write(ref *word, dishonest);
+                Volatile.Write(ref *word, honest);
+            }
+        });
+        flipper.Start();
+        try
+        {
+            for (long end = Environment.TickCount64 + 500; Environment.TickCount64 < end;)
+            {
+                attempt();
+            }
+        }
+        finally
+        {
+            Volatile.Write(ref stop, true);
+            flipper.Join();
+        }
+    }
+
     /// <summary>The words that a peer can write: 0 to 3 in the control page, 4 the header of the next record.</summary>
     private static uint* Word(RingMemory memory, int word) => word switch
     {
