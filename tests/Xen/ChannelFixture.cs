@@ -58,7 +58,7 @@ public sealed class ChannelFixture : IAsyncLifetime
 /// <summary>A guest and its daemon.</summary>
 public sealed record Node(XenGuest Guest, XenLoopDaemon Daemon)
 {
-    public Task<CommandResult> RunAsync(string script, int seconds = 60) => Guest.RunAsync(script, TimeSpan.FromSeconds(seconds));
+    public Task<CommandResult> RunAsync(string script, int seconds = 180) => Guest.RunAsync(script, TimeSpan.FromSeconds(seconds));
 
     /// <summary>Packets that went into the channel to the peer and came out of it here, since the channel was built.</summary>
     public async Task<(long Sent, long Received)> PacketsAsync(Node peer) =>
