@@ -27,8 +27,8 @@ public sealed record GuestOptions
     /// <summary>Its virtual processors.</summary>
     public int Vcpus { get; init; } = 1;
 
-    /// <summary>Its memory.</summary>
-    public int MemoryMiB { get; init; } = 256;
+    /// <summary>Its memory. With half of it TCP has smaller buffers and is slower.</summary>
+    public int MemoryMiB { get; init; } = 512;
 
     /// <summary>Its network interfaces. A further one, <c>control</c>, on a bridge of its own, is the rig's.</summary>
     public IReadOnlyList<GuestVif> Vifs { get; init; } = [new GuestVif()];

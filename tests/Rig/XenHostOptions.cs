@@ -20,10 +20,10 @@ public sealed record XenHostOptions
     public RigTiming Timing { get; init; } = RigTiming.Exact;
 
     /// <summary>Memory of Dom0.</summary>
-    public int Dom0MemoryMiB { get; init; } = 1024;
+    public int Dom0MemoryMiB { get; init; } = 2048;
 
-    /// <summary>Memory left to the guests.</summary>
-    public int GuestMemoryMiB { get; init; } = 3072;
+    /// <summary>Memory for all guests together. This machine gives only what is really used.</summary>
+    public int GuestMemoryMiB { get; init; } = 6144;
 
     /// <summary>Virtual processors of Dom0.</summary>
     public int Dom0Vcpus { get; init; } = 1;

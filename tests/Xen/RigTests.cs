@@ -128,7 +128,7 @@ public sealed class RigTests(RigFixture rig) : IClassFixture<RigFixture>
     [Fact]
     public async Task A_guest_survives_save_restore_and_a_migration_within_the_host()
     {
-        XenGuest guest = await rig.Host.CreateGuestAsync(new GuestOptions { Name = "mover" });
+        XenGuest guest = await rig.Host.CreateGuestAsync(new GuestOptions { Name = "mover", MemoryMiB = 256 });
         (await guest.RunAsync("echo kept >/tmp/kept")).Check();
         int before = guest.Domid;
 
