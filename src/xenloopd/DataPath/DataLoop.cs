@@ -116,6 +116,7 @@ internal sealed unsafe class DataLoop : IDisposable
             if (Volatile.Read(ref _command) is not null)
             {
                 RunCommand();
+                continue; // it may have been the last
             }
 
             bool worked = false;
