@@ -81,7 +81,7 @@ public sealed class RigTests(RigFixture rig) : IClassFixture<RigFixture>
     public async Task Iperf3_and_sockperf_run_between_guests()
     {
         (await rig.Pv.RunAsync("iperf3 -s -D; sockperf server --tcp -i 0.0.0.0 >/dev/null 2>&1 & sleep 1")).Check();
-        (await rig.Pvh.RunAsync($"iperf3 -c {rig.Pv.Ipv4} -t 2 -J")).Check();
+        (await rig.Pvh.RunAsync($"iperf3 -c {rig.Pv.Ipv4} -t 1 -J")).Check();
         (await rig.Pvh.RunAsync($"sockperf ping-pong --tcp -i {rig.Pv.Ipv4} -t 1")).Check();
         (await rig.Pv.RunAsync("killall iperf3 sockperf")).Check();
     }
