@@ -30,9 +30,13 @@ internal struct PathCounters
 /// </summary>
 internal sealed unsafe class ChannelPath
 {
-    // A burst is published and notified once. Bounded, so that the peer starts on it early and no channel starves another.
+    // A burst is published once. Bounded, so that a peer that is awake starts on it early and no channel starves another.
     private const int BurstPackets = 32;
     private const uint BurstBytes = 256 * 1024;
+
+    // A peer that sleeps is woken when there is nothing more to do for it at once, or after so much. Waking it at the first
+    // record makes it run a short way and sleep again: see docs/measurements.md, "When to wake the peer".
+    private const uint WakeAfterBytes = 512 * 1024;
 
     // More than any ring holds: a drain ends although the other side keeps on producing.
     private const int DrainBursts = 64;
@@ -62,6 +66,8 @@ internal sealed unsafe class ChannelPath
     private bool _stalled;
     private uint _progressAt;
     private long _progressSince;
+    private bool _owesEvent;
+    private uint _bytesSinceOwed;
     private int _idleEvents;
     private long _idleEventsSince = Stopwatch.GetTimestamp();
 
@@ -133,7 +139,13 @@ internal sealed unsafe class ChannelPath
         // What was just written to the TAP made the stack answer (acknowledgements) in this very thread: look at once.
         _tapReady |= received;
         bool sent = _tapReady && Transmit();
-        return received | sent;
+        if (received | sent)
+        {
+            return true;
+        }
+
+        PayEvent();
+        return false;
     }
 
     /// <summary>Looks for work without a system call: the stamp tells that a packet was diverted to the TAP.</summary>
@@ -211,6 +223,7 @@ internal sealed unsafe class ChannelPath
         {
         }
 
+        PayEvent();
         return !_tapReady;
     }
 
@@ -220,6 +233,8 @@ internal sealed unsafe class ChannelPath
         for (int i = 0; i < DrainBursts && Receive(); i++)
         {
         }
+
+        PayEvent();
     }
 
     private void Resume()
@@ -283,11 +298,7 @@ internal sealed unsafe class ChannelPath
             _stamp.Clear();
         }
 
-        if (_transmit.Publish())
-        {
-            Notify();
-        }
-
+        Owe(_transmit.Publish(), bytes);
         return packets > 0;
     }
 
@@ -340,18 +351,29 @@ internal sealed unsafe class ChannelPath
             bytes += length;
         }
 
-        if (_receive.Publish())
-        {
-            Notify();
-        }
-
+        Owe(_receive.Publish(), bytes);
         return packets > 0;
     }
 
-    private void Notify()
+    private void Owe(bool peerWaits, uint bytes)
     {
-        Counters.Notifications++;
-        Events.Notify();
+        _owesEvent |= peerWaits;
+        _bytesSinceOwed += bytes;
+        if (_bytesSinceOwed >= WakeAfterBytes)
+        {
+            PayEvent();
+        }
+    }
+
+    private void PayEvent()
+    {
+        _bytesSinceOwed = 0;
+        if (_owesEvent)
+        {
+            _owesEvent = false;
+            Counters.Notifications++;
+            Events.Notify();
+        }
     }
 
     private static int Vectors(in RingSegments segments, iovec* vectors)
