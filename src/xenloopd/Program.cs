@@ -126,6 +126,7 @@ internal static class Program
         json.WriteNumber("pid", Environment.ProcessId);
         json.WriteString("mode", mode.ToString().ToLowerInvariant());
         json.WriteNumber("garbage_collections", GC.CollectionCount(0));
+        json.WriteNumber("resident_bytes", Environment.WorkingSet);
         role.WriteStatus(json);
     }
 }
