@@ -33,13 +33,13 @@ internal static partial class Measurements
 
     public static readonly Measurement[] All =
     [
-        new("ping -A, average RTT", "us", false, "ping -q -A -c 2000 SERVER", Ping),
-        new("iperf3 TCP", "Gb/s", true, "iperf3 -J -t 3 -c SERVER", o => Received(o) / 1e9),
-        new("iperf3 UDP 1400 B at 150 Mb/s, loss", "%", false, "iperf3 -J -t 2 -u -l 1400 -b 150M -c SERVER", Lost),
-        new("iperf3 UDP 1400 B at 300 Mb/s, loss", "%", false, "iperf3 -J -t 2 -u -l 1400 -b 300M -c SERVER", Lost),
-        new("iperf3 UDP 1400 B unpaced, received", "Mb/s", true, "iperf3 -J -t 2 -u -l 1400 -b 0 -c SERVER", o => ReceivedUdp(o) / 1e6),
-        new("sockperf TCP ping-pong, one-way p50", "us", false, "sockperf ping-pong --tcp -i SERVER -p 11111 -t 2", Sockperf),
-        new("sockperf UDP ping-pong, one-way p50", "us", false, "sockperf ping-pong -i SERVER -p 11112 -t 2", Sockperf),
+        new("ping -A, average RTT", "us", false, "ping -q -A -c 500 SERVER", Ping),
+        new("iperf3 TCP", "Gb/s", true, "iperf3 -J -t 2 -c SERVER", o => Received(o) / 1e9),
+        new("iperf3 UDP 1400 B at 150 Mb/s, loss", "%", false, "iperf3 -J -t 1 -u -l 1400 -b 150M -c SERVER", Lost),
+        new("iperf3 UDP 1400 B at 300 Mb/s, loss", "%", false, "iperf3 -J -t 1 -u -l 1400 -b 300M -c SERVER", Lost),
+        new("iperf3 UDP 1400 B unpaced, received", "Mb/s", true, "iperf3 -J -t 1 -u -l 1400 -b 0 -c SERVER", o => ReceivedUdp(o) / 1e6),
+        new("sockperf TCP ping-pong, one-way p50", "us", false, "sockperf ping-pong --tcp -i SERVER -p 11111 -t 1", Sockperf),
+        new("sockperf UDP ping-pong, one-way p50", "us", false, "sockperf ping-pong -i SERVER -p 11112 -t 1", Sockperf),
     ];
 
     private static double Ping(string output) => 1000 * Number(PingSummary().Match(output), output);
