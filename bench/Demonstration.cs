@@ -13,14 +13,14 @@ internal static class Demonstration
     private const int KillAt = 3;
     private const int RestartAt = 6;
 
-    private static readonly string[] Shown = ["ping -A", "iperf3 TCP", "sockperf TCP"];
+    private static readonly string[] _shown = ["ping -A", "iperf3 TCP", "sockperf TCP"];
 
     /// <returns>Exit code: 0 when everything that is told was seen to happen.</returns>
     public static async Task<int> RunAsync()
     {
         Console.WriteLine("\nBooting Xen 4.17 with a Dom0 and two PVH guests in QEMU (software emulation, one CPU for all)...");
         await using Pair pair = await Pair.StartAsync(GuestKind.Pvh);
-        Measurement[] set = [.. Measurements.All.Where(m => Shown.Any(s => m.Name.StartsWith(s, StringComparison.Ordinal)))];
+        Measurement[] set = [.. Measurements.All.Where(m => _shown.Any(s => m.Name.StartsWith(s, StringComparison.Ordinal)))];
 
         Console.WriteLine("\n1. No daemon runs: everything goes by netfront, netback and Dom0's bridge.");
         (long netfront, long channel) start = await PacketsAsync(pair);

@@ -5,7 +5,7 @@ namespace XenLoop.Rig;
 /// <summary>The files that the rig boots, made by <c>tests/Rig/image/build</c>.</summary>
 internal sealed class RigImage
 {
-    private static readonly SemaphoreSlim BuildOnce = new(1);
+    private static readonly SemaphoreSlim _buildOnce = new(1);
 
     private readonly string _folder;
 
@@ -30,14 +30,14 @@ internal sealed class RigImage
     /// <summary>Finds the images, and makes them first when they are missing or out of date.</summary>
     public static async Task<RigImage> GetAsync()
     {
-        await BuildOnce.WaitAsync();
+        await _buildOnce.WaitAsync();
         try
         {
             await BuildAsync(Path.Combine(RepositoryRoot, "tests", "Rig", "image", "build"));
         }
         finally
         {
-            BuildOnce.Release();
+            _buildOnce.Release();
         }
 
         return new RigImage();

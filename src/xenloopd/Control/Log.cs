@@ -9,7 +9,7 @@ namespace XenLoop.Control;
 /// </summary>
 internal static unsafe class Log
 {
-    private static readonly bool ToJournal = Environment.GetEnvironmentVariable("JOURNAL_STREAM") is not null;
+    private static readonly bool _toJournal = Environment.GetEnvironmentVariable("JOURNAL_STREAM") is not null;
 
     public static void Error(string message) => Write('3', message);
 
@@ -19,7 +19,7 @@ internal static unsafe class Log
 
     private static void Write(char priority, string message)
     {
-        string prefix = ToJournal ? $"<{priority}>" : $"{DateTime.UtcNow:HH:mm:ss.fff} xenloopd: ";
+        string prefix = _toJournal ? $"<{priority}>" : $"{DateTime.UtcNow:HH:mm:ss.fff} xenloopd: ";
         // Values from other domains are in messages: keep them from forging lines.
         string line = string.Concat(message.Select(c => char.IsControl(c) ? '?' : c));
         byte[] bytes = Encoding.UTF8.GetBytes($"{prefix}{line}\n");

@@ -47,8 +47,8 @@ internal sealed unsafe class ChannelPath
     private const int SourceOffset = VnetHeaderBytes + 6;
     private const int HdrLenOffset = 2; // virtio_net_hdr.hdr_len
 
-    // A peer that leaves something in its ring for so long is stuck, and traffic goes by netfront until it moves again.
-    private static readonly long StallTicks = Stopwatch.Frequency * 150 / 1000;
+    // A peer that leaves something in its ring for so long is stuck, and traffic goes by netfront until it has caught up.
+    private static readonly long _stallTicks = Stopwatch.Frequency * 150 / 1000;
 
     // More events than this in a second without a record behind them is an attack on our CPU.
     private const int MaxIdleEventsPerSecond = 16384;
@@ -187,7 +187,7 @@ internal sealed unsafe class ChannelPath
 
     /// <summary>
     /// Before a sleep: true while the peer has records it has not taken, so that the sleep must be bounded. Diverts
-    /// stop while the peer takes nothing at all for <see cref="StallTicks"/>, and resume when it moves.
+    /// stop while the peer takes nothing at all for <see cref="_stallTicks"/>, and resume when it has caught up.
     /// </summary>
     public bool AwaitsPeer(long now)
     {
@@ -204,14 +204,15 @@ internal sealed unsafe class ChannelPath
             _progressSince = now;
             Resume();
         }
-        else if (!_stalled && now - _progressSince > StallTicks)
+        else if (!_stalled && now - _progressSince > _stallTicks)
         {
             _stalled = true;
             _stamp.Block();
             Counters.Stalls++;
+            // Bounded once more: the next turn asks for the event that wakes us when the peer has taken everything.
+            return true;
         }
 
-        // Stalled: the peer's event at its first progress wakes us, no timer is needed.
         return !_stalled;
     }
 

@@ -22,18 +22,18 @@ internal enum IdleMode
 /// </summary>
 internal sealed class IdleStrategy
 {
-    private static readonly long TicksPerMicrosecond = Math.Max(1, Stopwatch.Frequency / 1_000_000);
+    private static readonly long _ticksPerMicrosecond = Math.Max(1, Stopwatch.Frequency / 1_000_000);
 
     private readonly IdleMode _mode;
     private readonly long _cap;
-    private readonly long _floor = 4 * TicksPerMicrosecond;
+    private readonly long _floor = 4 * _ticksPerMicrosecond;
     private long _window;
     private long _idleSince;
 
     public IdleStrategy(IdleMode mode, int processors)
     {
         _mode = mode;
-        _cap = mode == IdleMode.Event || processors == 1 ? 0 : 50 * TicksPerMicrosecond;
+        _cap = mode == IdleMode.Event || processors == 1 ? 0 : 50 * _ticksPerMicrosecond;
     }
 
     /// <summary>There was work.</summary>
