@@ -70,7 +70,7 @@ public sealed partial class ChannelTests(ChannelFixture xen) : IClassFixture<Cha
         }
         finally
         {
-            await to.RunAsync("killall socat");
+            await to.RunAsync("pkill -f UDP-LISTEN:5002");
         }
     }
 
@@ -103,7 +103,7 @@ public sealed partial class ChannelTests(ChannelFixture xen) : IClassFixture<Cha
         }
         finally
         {
-            await to.RunAsync("nft delete table inet fw; killall socat");
+            await to.RunAsync("nft delete table inet fw; pkill -f TCP-LISTEN:500");
             await from.RunAsync("nft delete table inet fw");
         }
     }
