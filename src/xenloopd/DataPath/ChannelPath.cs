@@ -136,8 +136,10 @@ internal sealed unsafe class ChannelPath
     public bool Pump()
     {
         bool received = Receive();
-        // What was just written to the TAP made the stack answer (acknowledgements) in this very thread: look at once.
-        _tapReady |= received;
+        // What was just written to the TAP may have made the stack answer (acknowledgements) in this very thread: look at
+        // once. The stamp tells, without a system call: since the read that found the TAP empty, it is set by the first
+        // packet diverted. (One that slips in between that read and the clearing of the stamp is epoll's to report.)
+        _tapReady |= received && _stamp.Value != 0;
         bool sent = _tapReady && Transmit();
         if (received | sent)
         {
