@@ -105,9 +105,8 @@ internal sealed class LabHost : IAsyncDisposable
         Directory.CreateDirectory(guest.RuntimeDirectory);
         Broker.AddDomain(guest.Domid, guest.BrokerSocket);
 
-        // libxl fills the nodes in before it unpauses the guest; the domain is known to xenstored a little earlier.
-        Store.AddDomain(guest.Domid, guest.StoreSocket);
-        WriteNodes(guest);
+        // As libxl: who hears of the domain finds its nodes.
+        Store.AddDomain(guest.Domid, guest.StoreSocket, () => WriteNodes(guest));
         return guest;
     }
 

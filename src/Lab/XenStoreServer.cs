@@ -32,7 +32,10 @@ internal sealed class XenStoreServer : IAsyncDisposable
     };
 
     /// <summary>Introduces a domain, whose programs connect to <paramref name="socketPath"/>. Dom0 comes first.</summary>
-    public void AddDomain(ushort domid, string socketPath)
+    /// <param name="domid">The new domain.</param>
+    /// <param name="socketPath">Where its programs will connect.</param>
+    /// <param name="writeNodes">Writes what is to be there when others hear of the domain.</param>
+    public void AddDomain(ushort domid, string socketPath, Action? writeNodes = null)
     {
         Socket listener = new(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified);
         listener.Bind(new UnixDomainSocketEndPoint(socketPath));
@@ -42,6 +45,7 @@ internal sealed class XenStoreServer : IAsyncDisposable
         {
             _domains.Add(domid, domain);
             _tree.AddDomain(domid);
+            writeNodes?.Invoke();
             FireSpecial("@introduceDomain");
         }
 
