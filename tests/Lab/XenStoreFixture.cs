@@ -40,12 +40,15 @@ public sealed partial class XenStoreFixture : IAsyncDisposable
     }
 
     /// <summary>A connection by libxenstore, as this domain.</summary>
-    internal XenStore Connect(ushort domid)
+    internal XenStore Connect(ushort domid) => Open(SocketOf(domid));
+
+    /// <summary>A connection by libxenstore to the server at this socket.</summary>
+    internal static XenStore Open(string socket)
     {
         // libxenstore asks C's environment, which .NET's does not change.
         lock (_environment)
         {
-            Assert.Equal(0, setenv("XENSTORED_PATH", SocketOf(domid), 1));
+            Assert.Equal(0, setenv("XENSTORED_PATH", socket, 1));
             return XenStore.Open();
         }
     }

@@ -1,0 +1,72 @@
+using Tmds.Linux;
+using XenLoop.Guest;
+using XenLoop.Lab;
+using Xunit;
+
+namespace XenLoop.Tests.Lab;
+
+/// <summary>The two-phase close: nothing is lost, nothing is left.</summary>
+[Collection(DaemonTests.Name)]
+public class DaemonCloseTests
+{
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public async Task SIGTERM_loses_no_packet_and_leaves_nothing(bool listener)
+    {
+        await using DaemonLab lab = await DaemonLab.StartAsync();
+        LabGuest low = await lab.Host.AddGuestAsync("low"), high = await lab.Host.AddGuestAsync("high");
+        (LabGuest leaves, LabGuest stays) = listener ? (low, high) : (high, low);
+        GuestUsage before = lab.Usage(leaves);
+        lab.Start(stays);
+        await lab.UntilAsync("the daemon of the guest that stays offers itself", () => lab.XenStore.Read($"{stays.Home}/xenloop/0") is not null);
+        GuestUsage alone = lab.Usage(stays);
+        lab.Start(leaves);
+        await lab.ChannelUpAsync(low, high);
+
+        Ping there = Ping.Start(leaves, stays, interval: 0.002), back = Ping.Start(stays, leaves, interval: 0.002);
+        await lab.UntilAsync("replies", () => there.Replies > 50 && back.Replies > 50);
+        Assert.Equal(0, await lab.StopAsync(leaves));
+        int replies = there.Replies;
+        await lab.UntilAsync("replies by the bridge", () => there.Replies > replies + 50);
+        (int lostThere, _, string summaryThere) = await there.StopAsync();
+        (int lostBack, _, string summaryBack) = await back.StopAsync();
+        Assert.True((lostThere, lostBack) == (0, 0), $"{summaryThere}; {summaryBack}\n{lab.Messages()}");
+
+        await lab.NothingLeftAsync(leaves, before);
+        await lab.UsageIsAsync(stays, alone);
+    }
+
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public async Task SIGTERM_in_a_TCP_stream_costs_no_byte(bool sender)
+    {
+        await using DaemonLab lab = await DaemonLab.StartWithChannelAsync();
+        (LabGuest a, LabGuest b) = lab.Pair;
+        TcpStream stream = TcpStream.Open(a, b);
+        await lab.UntilAsync("bytes in the channel", () => stream.Bytes > 20_000_000);
+        Assert.Equal(0, await lab.StopAsync(sender ? a : b));
+        long bytes = stream.Bytes;
+        await lab.UntilAsync("bytes on the bridge", () => stream.Bytes > bytes + 20_000_000);
+
+        // And into a channel again.
+        lab.Start(sender ? a : b);
+        await lab.ChannelUpAsync(a, b);
+        bytes = stream.Bytes;
+        await lab.UntilAsync("bytes in the new channel", () => stream.Bytes > bytes + 20_000_000);
+        await stream.StopAsync();
+    }
+
+    [Fact]
+    public async Task Both_daemons_can_end_at_once()
+    {
+        await using DaemonLab lab = await DaemonLab.StartWithChannelAsync();
+        (LabGuest a, LabGuest b) = lab.Pair;
+        Task<int> first = lab.StopAsync(a), second = lab.StopAsync(b);
+        Assert.Equal((0, 0), (await first, await second));
+        Assert.Empty(Namespaces.Traces(a));
+        Assert.Empty(Namespaces.Traces(b));
+        Assert.Equal((default, default), (lab.Host.Broker.Count(a.Domid), lab.Host.Broker.Count(b.Domid)));
+    }
+}

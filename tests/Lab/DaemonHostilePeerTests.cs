@@ -1,0 +1,227 @@
+using System.Diagnostics;
+using System.Net;
+using System.Net.Sockets;
+using System.Text;
+using XenLoop.Guest;
+using XenLoop.Lab;
+using XenLoop.Ring;
+using Xunit;
+
+namespace XenLoop.Tests.Lab;
+
+/// <summary>A guest with a daemon, between two whose peers are hand-written: one is its listener, one its connector.</summary>
+public sealed class HostileLab : IAsyncLifetime
+{
+    internal DaemonLab Lab { get; private set; } = null!;
+
+    internal LabGuest Low { get; private set; } = null!;
+
+    internal LabGuest Honest { get; private set; } = null!;
+
+    internal LabGuest High { get; private set; } = null!;
+
+    /// <summary>The smallest rings, which are soon full.</summary>
+    internal void StartHonest() => Lab.Start(Honest, "--ring-kib", "128");
+
+    public async Task InitializeAsync()
+    {
+        Lab = await DaemonLab.StartAsync();
+        Low = await Lab.Host.AddGuestAsync("low");
+        Honest = await Lab.Host.AddGuestAsync("honest");
+        High = await Lab.Host.AddGuestAsync("high");
+        StartHonest();
+    }
+
+    public async Task DisposeAsync() => await Lab.DisposeAsync();
+}
+
+/// <summary>
+/// Peers that misbehave. The daemon survives, closes the channel, says why once, waits longer each time before it tries
+/// again, and its traffic goes by the bridge.
+/// </summary>
+[Collection(DaemonTests.Name)]
+public class DaemonHostilePeerTests(HostileLab hostile) : IClassFixture<HostileLab>
+{
+    // A listener tries again after 250 ms at first, then after 500 ms. (A little less: the clock it looks at is coarse.)
+    private const int FirstBackoff = 220;
+    private const int SecondBackoff = 470;
+
+    private readonly DaemonLab _lab = hostile.Lab;
+    private readonly LabGuest _honest = hostile.Honest;
+    private readonly int _pid = hostile.Lab[hostile.Honest].Pid;
+
+    [Theory]
+    [InlineData("connected {0}")]
+    [InlineData("connected {0} 7 0")]
+    [InlineData("closed {0} no pages\nnext line")]
+    [InlineData("closing {0}")]
+    [InlineData("listening {0} 1 0 8 1")]
+    public async Task A_connector_that_answers_nonsense_gets_no_channel(string answer)
+    {
+        using HandPeer peer = await HandPeer.StartAsync(_lab, hostile.High, _honest);
+        Stopwatch? backoff = null;
+        ulong session = 0;
+        for (int attempt = 0; attempt < 3; attempt++)
+        {
+            await _lab.UntilAsync("the listener tries", () => peer.OtherSays is { Phase: ChannelPhase.Listening } other && other.Session != session);
+            Assert.InRange(backoff?.ElapsedMilliseconds ?? 0, attempt switch { 0 => 0, 1 => FirstBackoff, _ => SecondBackoff }, 8000);
+            session = peer.OtherSays!.Value.Session;
+            backoff = Stopwatch.StartNew();
+            peer.Say(string.Format(null, answer, session.ToString("x16", null)));
+            await _lab.UntilAsync("the listener gives up", () => peer.OtherSays is { Phase: ChannelPhase.Closed } other && other.Session == session);
+            Assert.Equal(default, _lab.Host.Broker.Count(_honest.Domid));
+        }
+
+        await peer.ConnectAsync();
+        await AliveAsync(peer, hostile.High);
+    }
+
+    [Fact]
+    public async Task Garbage_in_channel_nodes_and_offers_is_survived()
+    {
+        using HandPeer connector = await HandPeer.StartAsync(_lab, hostile.High, _honest);
+        using HandPeer listener = await HandPeer.StartAsync(_lab, hostile.Low, _honest);
+        await connector.ConnectAsync();
+        Random random = new(Seed: 11);
+        string[] words = ["listening", "connected", "closing", "closed", "", "open", "listening\0", new string('x', 1500)];
+        string[] fields = ["0", "1", "-1", "ffffffffffffffff", "0000000000000001", "4294967296", "", " ", "é", "\n", "99999999999999999999"];
+        for (int i = 0; i < 400; i++)
+        {
+            StringBuilder text = new(words[random.Next(words.Length)]);
+            if (random.Next(3) == 0)
+            {
+                text.Append(null, $" {connector.OtherSays?.Session ?? 0:x16}");
+            }
+
+            for (int field = random.Next(8); field > 0; field--)
+            {
+                text.Append(' ').Append(fields[random.Next(fields.Length)]);
+            }
+
+            HandPeer peer = random.Next(2) == 0 ? connector : listener;
+            if (random.Next(4) == 0)
+            {
+                peer.Offer(text.ToString());
+            }
+            else
+            {
+                peer.Say(text.ToString());
+            }
+        }
+
+        Assert.False(_lab[_lab.Dom0].HasExited, _lab.Messages());
+        await connector.LeaveAsync();
+        await listener.LeaveAsync();
+        using HandPeer again = await HandPeer.StartAsync(_lab, hostile.High, _honest);
+        await again.ConnectAsync();
+        await AliveAsync(again, hostile.High);
+    }
+
+    [Fact]
+    public async Task A_connector_that_never_finishes_the_close_is_waited_for_two_seconds()
+    {
+        using HandPeer peer = await HandPeer.StartAsync(_lab, hostile.High, _honest);
+        await peer.ConnectAsync();
+        peer.Say(ChannelPhase.Closing);
+        await _lab.UntilAsync("the listener closes", () => peer.OtherSays?.Phase == ChannelPhase.Closing);
+        Stopwatch watch = Stopwatch.StartNew();
+        await Ping.MustAsync(_honest, hostile.High);
+        await _lab.UntilAsync("the listener waits no longer", () => peer.OtherSays?.Phase == ChannelPhase.Closed);
+        Assert.InRange(watch.ElapsedMilliseconds, 1500, 10_000);
+        Assert.Equal(0, _lab.Host.Broker.Count(_honest.Domid).Ports);
+        await peer.ConnectAsync();
+        await AliveAsync(peer, hostile.High);
+    }
+
+    [Fact]
+    public async Task A_peer_that_answers_nothing_does_not_keep_the_daemon_from_ending()
+    {
+        using HandPeer connector = await HandPeer.StartAsync(_lab, hostile.High, _honest);
+        using HandPeer listener = await HandPeer.StartAsync(_lab, hostile.Low, _honest);
+        await connector.ConnectAsync();
+        await listener.ListenAsync();
+        Assert.Equal(0, await _lab.StopAsync(_honest));
+        Assert.Empty(Namespaces.Traces(_honest));
+        Assert.Null(_lab.XenStore.Read($"{_honest.Home}/data/xenloop"));
+        hostile.StartHonest();
+        await _lab.UntilAsync("the daemon is back", () => DaemonLab.Status(_honest) is not null);
+    }
+
+    [Fact]
+    public async Task A_peer_that_never_empties_its_ring_gets_its_packets_by_the_bridge()
+    {
+        using HandPeer peer = await HandPeer.StartAsync(_lab, hostile.High, _honest);
+        await peer.ConnectAsync();
+        await StallAsync(peer);
+        Stopwatch watch = Stopwatch.StartNew();
+        TimeSpan before = DaemonLab.ProcessorTime(_lab[_honest]);
+        long diverted = DaemonLab.Diverted(_honest, hostile.High);
+        await Ping.MustAsync(_honest, hostile.High, 50);
+        Assert.Equal(diverted, DaemonLab.Diverted(_honest, hostile.High));
+        Assert.InRange((DaemonLab.ProcessorTime(_lab[_honest]) - before) / watch.Elapsed, 0, 0.2);
+
+        // It wakes up, and is trusted again.
+        Assert.True(peer.Take() > 0);
+        await _lab.UntilAsync("packets are diverted again", () =>
+        {
+            peer.Take();
+            return DaemonLab.State(_honest, hostile.High) == "running";
+        });
+        Assert.NotEqual(0, (await _honest.RunAsync($"ping -c 1 -W 0.05 {hostile.High.IPv4}")).ExitCode);
+        Assert.True(DaemonLab.Diverted(_honest, hostile.High) > diverted);
+        await AliveAsync(peer, hostile.High);
+    }
+
+    [Fact]
+    public async Task What_waits_in_the_TAP_is_sent_before_the_close()
+    {
+        using HandPeer peer = await HandPeer.StartAsync(_lab, hostile.High, _honest);
+        await peer.ConnectAsync();
+        long before = DaemonLab.Diverted(_honest, hostile.High);
+        await StallAsync(peer);
+        long diverted = DaemonLab.Diverted(_honest, hostile.High) - before;
+
+        // There is room in the ring only after the close has begun.
+        peer.Say(ChannelPhase.Closing);
+        int taken = 0;
+        await _lab.UntilAsync("the daemon has said everything", () =>
+        {
+            bool closing = peer.OtherSays?.Phase == ChannelPhase.Closing;
+            taken += peer.Take();
+            return closing;
+        });
+        Assert.Equal(diverted, taken);
+        await AliveAsync(peer, hostile.High);
+    }
+
+    /// <summary>The daemon lives, its traffic flows by whichever way, and it forgets the peer when that is withdrawn.</summary>
+    private async Task AliveAsync(HandPeer peer, LabGuest guest)
+    {
+        await peer.LeaveAsync();
+        await Ping.MustAsync(_honest, guest);
+        Assert.False(_lab[_honest].HasExited, _lab.Messages());
+        Assert.Equal(_pid, DaemonLab.Status(_honest)!.Value.GetProperty("pid").GetInt32());
+        Assert.Equal(default, _lab.Host.Broker.Count(_honest.Domid));
+        Assert.Equal("none", DaemonLab.State(_honest, guest));
+    }
+
+    private int CountMessages(string text) => _lab.CountMessages(_honest, text);
+
+    /// <summary>Sends what nobody takes out of the ring, until the daemon sees that nobody does.</summary>
+    private async Task StallAsync(HandPeer peer)
+    {
+        using Socket socket = Namespaces.Run(_honest, () => new Socket(AddressFamily.InterNetwork, SocketType.Dgram, ProtocolType.Udp));
+        IPEndPoint discard = new(hostile.High.IPv4, 9);
+        byte[] datagram = new byte[1400];
+        // More than the ring holds, and no more than ring and TAP hold together.
+        for (int i = 0; i < 200; i++)
+        {
+            socket.SendTo(datagram, discard);
+        }
+
+        await _lab.UntilAsync("the daemon sees that the peer is stuck", () => DaemonLab.State(_honest, hostile.High) == "stalled");
+        Assert.True(IsFull());
+
+        unsafe bool IsFull() => peer.Page->Producer0.Index > peer.RingBytes - RingRecord.MaxBytes;
+    }
+}

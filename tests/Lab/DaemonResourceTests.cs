@@ -1,0 +1,54 @@
+using System.Diagnostics;
+using XenLoop.Lab;
+using Xunit;
+
+namespace XenLoop.Tests.Lab;
+
+/// <summary>What a daemon costs when it works, and when it does not.</summary>
+[Collection(DaemonTests.Name)]
+public class DaemonResourceTests
+{
+    private const long Gigabyte = 1_000_000_000;
+
+    [Fact]
+    public async Task A_gigabyte_passes_without_a_garbage_collection()
+    {
+        await using DaemonLab lab = await DaemonLab.StartWithChannelAsync();
+        (LabGuest a, LabGuest b) = lab.Pair;
+        (int A, int B) collections = (Collections(a), Collections(b));
+        TcpStream stream = TcpStream.Open(a, b, hash: false);
+        await lab.UntilAsync("a gigabyte", () => stream.Bytes > Gigabyte, seconds: 60);
+        await stream.StopAsync();
+        Assert.InRange(DaemonLab.Channel(a, b)!.Value.GetProperty("sent_bytes").GetInt64(), Gigabyte, long.MaxValue);
+        Assert.InRange(DaemonLab.Channel(b, a)!.Value.GetProperty("received_bytes").GetInt64(), Gigabyte, long.MaxValue);
+        Assert.Equal(collections, (Collections(a), Collections(b)));
+
+        static int Collections(LabGuest guest) => DaemonLab.Status(guest)!.Value.GetProperty("garbage_collections").GetInt32();
+    }
+
+    [Fact]
+    public async Task Idle_daemons_sleep_and_are_small()
+    {
+        await using DaemonLab lab = await DaemonLab.StartWithChannelAsync();
+        (LabGuest a, LabGuest b) = lab.Pair;
+        LabProcess[] daemons = [lab[lab.Dom0], lab[a], lab[b]];
+
+        // What the channel's making has set off comes to an end first.
+        long[] before = [];
+        Stopwatch settled = Stopwatch.StartNew();
+        await lab.UntilAsync("the daemons come to rest", () =>
+        {
+            long[] now = [.. daemons.Select(DaemonLab.Sleeps)];
+            if (!now.SequenceEqual(before))
+            {
+                settled.Restart();
+            }
+
+            before = now;
+            return settled.ElapsedMilliseconds > 500;
+        });
+        await Task.Delay(3000);
+        Assert.Equal(before, daemons.Select(DaemonLab.Sleeps));
+        Assert.All([lab[a], lab[b]], d => Assert.InRange(DaemonLab.ResidentKiB(d), 0, 8 * 1024));
+    }
+}
