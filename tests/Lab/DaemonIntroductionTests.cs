@@ -67,6 +67,31 @@ public class DaemonIntroductionTests
     }
 
     [Fact]
+    public async Task Introductions_outlive_Dom0s_daemon()
+    {
+        await using DaemonLab lab = await DaemonLab.StartWithChannelAsync();
+        (LabGuest a, LabGuest b) = lab.Pair;
+        LabGuest c = await lab.AddGuestAsync("c");
+        await lab.ChannelUpAsync(a, c);
+        ulong? session = lab.Session(a, b);
+        using XenStore dom0 = XenStoreFixture.Open(lab.Dom0.StoreSocket);
+        dom0.Watch($"{a.Home}/xenloop/0/{b.Domid}-0", "a to b");
+        XenStoreFixture.TakeEvents(dom0, 1);
+
+        await lab.KillAsync(lab.Dom0);
+        await Ping.MustAsync(a, b);
+        await lab.Host.DestroyGuestAsync(c);
+        lab.Start(lab.Dom0);
+        await lab.UntilAsync("the guest that is gone is withdrawn", () => lab.Introduced(a) is [string one] && one == $"{b.Domid}-0");
+        Assert.Null(lab.XenStore.Read($"{a.Home}/xenloop/0/{c.Domid}-0"));
+
+        // The one that stayed was not withdrawn even for a moment.
+        XenStoreFixture.AssertNoEvents(dom0);
+        Assert.True(lab.IsUp(a, b), lab.Messages());
+        Assert.Equal(session, lab.Session(a, b));
+    }
+
+    [Fact]
     public async Task Garbage_in_introductions_is_ignored()
     {
         await using DaemonLab lab = await DaemonLab.StartAsync(introducer: false);

@@ -49,12 +49,12 @@ internal sealed class Dom0Role : IRole
         {
             if (fired.Contains(OfferToken + guest.Domid))
             {
-                guest.Offer = Offer.Parse(_xenStore.Read($"{Home(guest)}/{Offer.Node}"));
+                ReadOffer(guest);
             }
 
             if (fired.Contains(VifsToken + guest.Domid))
             {
-                guest.Vifs = VifRecord.ReadAll(_xenStore, guest.Domid);
+                ReadVifs(guest);
             }
         }
 
@@ -108,6 +108,10 @@ internal sealed class Dom0Role : IRole
 
     private static string Home(GuestRecord guest) => $"/local/domain/{guest.Domid}";
 
+    private void ReadOffer(GuestRecord guest) => guest.Offer = Offer.Parse(_xenStore.Read($"{Home(guest)}/{Offer.Node}"));
+
+    private void ReadVifs(GuestRecord guest) => guest.Vifs = VifRecord.ReadAll(_xenStore, guest.Domid);
+
     private void FollowDomains()
     {
         HashSet<ushort> present = [];
@@ -131,9 +135,11 @@ internal sealed class Dom0Role : IRole
             GuestRecord guest = new(domid);
             ReadPublished(guest);
             _guests.Add(domid, guest);
-            // Both fire at once, and so bring the first reading.
             _xenStore.Watch($"{Home(guest)}/{Offer.Node}", OfferToken + domid);
             _xenStore.Watch($"/local/domain/0/backend/vif/{domid}", VifsToken + domid);
+            // Both fire at once, but later than this turn, which would withdraw what was published for want of an offer.
+            ReadOffer(guest);
+            ReadVifs(guest);
         }
     }
 
