@@ -92,6 +92,23 @@ public class DaemonIntroductionTests
     }
 
     [Fact]
+    public async Task A_neighbour_whose_MAC_changes_unseen_gets_its_channel()
+    {
+        await using DaemonLab lab = await DaemonLab.StartWithChannelAsync();
+        (LabGuest a, LabGuest b) = lab.Pair;
+
+        // a's daemon sleeps through the change, and finds another MAC where the first one was.
+        lab[a].Signal(LibC.SIGSTOP);
+        await lab.Host.DestroyGuestAsync(b);
+        LabGuest successor = await lab.AddGuestAsync("successor", domid: b.Domid);
+        await lab.UntilAsync("a's introduction has the new MAC", () =>
+            lab.XenStore.Read($"{a.Home}/xenloop/0/{b.Domid}-0")?.StartsWith(successor.MacText, StringComparison.Ordinal) == true);
+        lab[a].Signal(LibC.SIGCONT);
+        await lab.ChannelUpAsync(a, successor);
+        await Ping.MustAsync(a, successor);
+    }
+
+    [Fact]
     public async Task Garbage_in_introductions_is_ignored()
     {
         await using DaemonLab lab = await DaemonLab.StartAsync(introducer: false);

@@ -81,6 +81,7 @@ internal sealed class GuestRole : IRole
         FollowVifs(now);
         FollowPeers();
         long due = _portsDue;
+        bool retired = false;
         foreach (Channel channel in _channels.Values.ToArray())
         {
             if (fired.Contains(channel.WatchToken) || channel.Faulted || channel.Due <= now)
@@ -92,12 +93,18 @@ internal sealed class GuestRole : IRole
             {
                 channel.Retire();
                 _channels.Remove(channel.Key);
+                retired = true;
             }
 
             due = Math.Min(due, channel.Due);
         }
 
-        DropPorts();
+        // What was in the way of a successor (another MAC address in the same place) is gone: look again.
+        if (DropPorts() | retired)
+        {
+            return 0;
+        }
+
         return due == long.MaxValue ? -1 : (int)Math.Clamp(due - Environment.TickCount64, 0, 60_000);
     }
 
@@ -255,15 +262,20 @@ internal sealed class GuestRole : IRole
     private bool IsPortCurrent(int vif) =>
         _ports.TryGetValue(vif, out VifPort? port) && _vifs.TryGetValue(vif, out MacAddress mac) && mac == port.Mac;
 
-    private void DropPorts()
+    /// <returns>True when there was one to drop.</returns>
+    private bool DropPorts()
     {
+        bool dropped = false;
         foreach (VifPort port in _ports.Values.ToArray())
         {
             if (!IsPortCurrent(port.Vif) && _channels.Keys.All(k => k.Vif != port.Vif))
             {
                 port.Dispose();
                 _ports.Remove(port.Vif);
+                dropped = true;
             }
         }
+
+        return dropped;
     }
 }
