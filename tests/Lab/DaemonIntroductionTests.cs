@@ -109,6 +109,24 @@ public class DaemonIntroductionTests
     }
 
     [Fact]
+    public async Task More_neighbours_than_there_are_watches_do_not_end_the_daemon()
+    {
+        await using DaemonLab lab = await DaemonLab.StartAsync(introducer: false);
+        LabGuest a = await lab.AddGuestAsync("a");
+        await lab.UntilAsync("a answers", () => DaemonLab.Status(a) is not null);
+        (ushort, XenStoreAccess)[] readable = [(0, XenStoreAccess.None), (a.Domid, XenStoreAccess.Read)];
+        lab.XenStore.Write($"{a.Home}/xenloop", "", readable);
+        lab.XenStore.Write($"{a.Home}/xenloop/0", a.MacText, readable);
+        for (int i = 0; i < 200; i++)
+        {
+            lab.XenStore.Write($"{a.Home}/xenloop/0/{1000 + i}-0", $"00:16:3e:99:00:{i:x2} 1 0", readable);
+        }
+
+        await lab.UntilAsync("a follows its introductions", () => lab.CountMessages(a, "neighbours") == 1 || lab[a].HasExited);
+        Assert.NotNull(DaemonLab.Status(a));
+    }
+
+    [Fact]
     public async Task Garbage_in_introductions_is_ignored()
     {
         await using DaemonLab lab = await DaemonLab.StartAsync(introducer: false);

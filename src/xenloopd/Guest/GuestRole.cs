@@ -20,6 +20,9 @@ internal sealed class GuestRole : IRole
     // A vif that Dom0 introduces may not have its interface yet (hot-plug): look again.
     private const int InterfaceRetryMilliseconds = 1000;
 
+    // Each channel takes one of the guest's watches, of which there are some 120; one too many ends the connection.
+    private const int MaxChannels = 100;
+
     // Longer than a channel's own deadlines (docs/protocol.md): drain, then close.
     private const int ShutdownMilliseconds = 2500;
 
@@ -38,6 +41,7 @@ internal sealed class GuestRole : IRole
     private readonly Dictionary<ChannelKey, Channel> _channels = [];
 
     private long _portsDue = long.MaxValue;
+    private bool _crowded;
     private string _lastComplaint = "";
 
     /// <param name="hypervisor">Stays open until after <see cref="Dispose"/>.</param>
@@ -254,6 +258,17 @@ internal sealed class GuestRole : IRole
         {
             if (!_channels.ContainsKey(key) && IsPortCurrent(key.Vif))
             {
+                if (_channels.Count >= MaxChannels)
+                {
+                    if (!_crowded)
+                    {
+                        _crowded = true;
+                        Log.Warning($"more than {MaxChannels} neighbours: traffic with the others stays on netfront");
+                    }
+
+                    break;
+                }
+
                 _channels[key] = new Channel(_context, key, _ports[key.Vif], mac);
             }
         }
