@@ -69,4 +69,26 @@ public class DaemonCloseTests
         Assert.Empty(Namespaces.Traces(b));
         Assert.Equal((default, default), (lab.Host.Broker.Count(a.Domid), lab.Host.Broker.Count(b.Domid)));
     }
+
+    [Fact]
+    public async Task Introductions_that_change_during_the_close_do_not_revive_it()
+    {
+        await using DaemonLab lab = await DaemonLab.StartAsync();
+        LabGuest hand = await lab.Host.AddGuestAsync("hand"), a = await lab.AddGuestAsync("a"), b = await lab.AddGuestAsync("b");
+        await lab.ChannelUpAsync(a, b);
+        using HandPeer peer = await HandPeer.StartAsync(lab, hand, a);
+        await peer.ListenAsync();
+
+        // The peer takes its time over the close, and meanwhile another guest leaves.
+        Task<int> end = lab.StopAsync(a);
+        await lab.UntilAsync("a closes", () => peer.OtherSays?.Phase == ChannelPhase.Closing && lab.Said(a, b) is null or { Phase: ChannelPhase.Closed });
+        string? said = lab.XenStore.Read(DaemonLab.ChannelNode(a, b));
+        lab[lab.Dom0].Signal(LibC.SIGSTOP);
+        lab.XenStore.Write($"{a.Home}/xenloop/0", a.MacText);
+        await Task.Delay(700);
+        Assert.Equal(said, lab.XenStore.Read(DaemonLab.ChannelNode(a, b)));
+        peer.Say(ChannelPhase.Closing);
+        Assert.Equal(0, await end);
+        Assert.Null(lab.XenStore.Read($"{a.Home}/data/xenloop"));
+    }
 }

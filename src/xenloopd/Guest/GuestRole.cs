@@ -41,6 +41,7 @@ internal sealed class GuestRole : IRole
     private readonly Dictionary<ChannelKey, Channel> _channels = [];
 
     private long _portsDue = long.MaxValue;
+    private bool _stopping;
     private bool _crowded;
     private string _lastComplaint = "";
 
@@ -75,7 +76,7 @@ internal sealed class GuestRole : IRole
         while (_xenStore.TryTakeWatch(out string path, out string token))
         {
             fired.Add(token);
-            if (token == IntroductionsToken)
+            if (token == IntroductionsToken && !_stopping)
             {
                 ReadIntroductions(path);
             }
@@ -140,6 +141,8 @@ internal sealed class GuestRole : IRole
     /// <summary>Closes every channel in two phases, then removes every trace.</summary>
     public void Dispose()
     {
+        // From here on no introduction counts, whatever still fires.
+        _stopping = true;
         _vifs.Clear();
         _peers.Clear();
         long deadline = Environment.TickCount64 + ShutdownMilliseconds;
