@@ -91,4 +91,23 @@ public class DaemonCloseTests
         Assert.Equal(0, await end);
         Assert.Null(lab.XenStore.Read($"{a.Home}/data/xenloop"));
     }
+
+    [Fact]
+    public async Task A_ring_full_of_small_packets_is_emptied_before_the_close()
+    {
+        await using DaemonLab lab = await DaemonLab.StartAsync();
+        LabGuest a = await lab.AddGuestAsync("a"), hand = await lab.Host.AddGuestAsync("hand");
+        using HandPeer peer = await HandPeer.StartAsync(lab, hand, a);
+        await peer.ConnectAsync();
+
+        // Shown, but without an event: a's daemon sleeps until it is told that the peer closes, and then all is there at once.
+        long before = Namespaces.StrayDatagrams(a);
+        int sent = peer.Fill(peer.Datagram());
+        Assert.True(sent > 10_000, $"{sent} packets in the ring");
+        peer.Say(ChannelPhase.Closing);
+        await lab.UntilAsync("a closes", () => peer.OtherSays?.Phase == ChannelPhase.Closing);
+        peer.Say(ChannelPhase.Closed);
+        await lab.UntilAsync("a has closed", () => peer.OtherSays?.Phase == ChannelPhase.Closed);
+        Assert.Equal(sent, Namespaces.StrayDatagrams(a) - before);
+    }
 }

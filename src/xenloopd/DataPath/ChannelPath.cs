@@ -39,13 +39,14 @@ internal sealed unsafe class ChannelPath
     private const uint WakeAfterBytes = 512 * 1024;
 
     // More than any ring holds: a drain ends although the other side keeps on producing.
-    private const int DrainBursts = 64;
+    private const int DrainBursts = (int)(ControlPage.MaxRingBytes / SmallestRecord / BurstPackets);
 
     private const int VnetHeaderBytes = TapDevice.VnetHeaderSize;
     private const int HeaderBytes = VnetHeaderBytes + 14; // with the Ethernet header
     private const int DestinationOffset = VnetHeaderBytes;
     private const int SourceOffset = VnetHeaderBytes + 6;
     private const int HdrLenOffset = 2; // virtio_net_hdr.hdr_len
+    private const uint SmallestRecord = RingRecord.HeaderBytes + HeaderBytes;
 
     // A peer that leaves something in its ring for so long is stuck, and traffic goes by netfront until it has caught up.
     private static readonly long _stallTicks = Stopwatch.Frequency * 150 / 1000;
