@@ -194,6 +194,20 @@ public class DaemonHostilePeerTests(HostileLab hostile) : IClassFixture<HostileL
         await AliveAsync(peer, hostile.High);
     }
 
+    [Fact]
+    public async Task An_index_that_is_wrong_only_when_the_close_looks_at_it_ends_the_channel_alone()
+    {
+        using HandPeer peer = await HandPeer.StartAsync(_lab, hostile.High, _honest);
+        await peer.ConnectAsync();
+        await StallAsync(peer);
+        Break();
+        peer.Say(ChannelPhase.Closing);
+        await _lab.UntilAsync("the channel is closed", () => peer.OtherSays?.Phase == ChannelPhase.Closed || _lab[_honest].HasExited);
+        await AliveAsync(peer, hostile.High);
+
+        unsafe void Break() => peer.Consumed->Index = 0x4000_0000;
+    }
+
     /// <summary>The daemon lives, its traffic flows by whichever way, and it forgets the peer when that is withdrawn.</summary>
     private async Task AliveAsync(HandPeer peer, LabGuest guest)
     {

@@ -235,7 +235,7 @@ internal sealed class Channel
                 || (!_listener && peer.Value.Phase == ChannelPhase.Closing)
                 || _path!.Fault is not null
                 || now - _stepSince >= CloseDeadlineMilliseconds:
-                Release(_closeReason, now, failed: false);
+                Release(_path!.Fault?.Message ?? _closeReason, now, failed: _path.Fault is PeerViolationException);
                 break;
         }
     }
@@ -315,8 +315,19 @@ internal sealed class Channel
 
     private bool TapIsDrained()
     {
+        ChannelPath path = _path!;
         bool drained = false;
-        _context.Loop.Invoke(() => drained = _path!.DrainTap());
+        _context.Loop.Invoke(() =>
+        {
+            try
+            {
+                drained = path.DrainTap();
+            }
+            catch (Exception e) when (e is NativeException or PeerViolationException)
+            {
+                path.GiveUp(e);
+            }
+        });
         return drained;
     }
 
