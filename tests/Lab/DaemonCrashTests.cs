@@ -64,6 +64,28 @@ public class DaemonCrashTests
         await lab.UsageIsAsync(b, usageB);
     }
 
+    [Fact]
+    public async Task A_pause_of_the_daemon_costs_no_event_of_another_channel()
+    {
+        await using DaemonLab lab = await DaemonLab.StartWithChannelAsync();
+        (LabGuest a, LabGuest b) = lab.Pair;
+        LabGuest c = await lab.AddGuestAsync("c");
+        await lab.ChannelUpAsync(a, c);
+        await Ping.MustAsync(a, c);
+
+        // In one look a's daemon will find that b's is dead, and then that there is a packet for c.
+        lab[a].Signal(LibC.SIGSTOP);
+        await lab.KillAsync(b);
+        await lab.UntilAsync("the kernel has told that it is dead", () => lab.Host.Broker.Count(b.Domid).Ports == 0);
+        (int exit, _) = await a.RunAsync($"ping -c 1 -W 0.05 {c.IPv4}");
+        Assert.NotEqual(0, exit);
+        long sent = Sent(DaemonLab.Channel(c, a)?.GetProperty("received_packets").GetInt64());
+        lab[a].Signal(LibC.SIGCONT);
+        await lab.UntilAsync("the packet for c arrives", () => Sent(DaemonLab.Channel(c, a)?.GetProperty("received_packets").GetInt64()) > sent, seconds: 5);
+
+        static long Sent(long? packets) => packets ?? throw new InvalidOperationException("There is no channel to c.");
+    }
+
     private static async Task RepliesByTheBridgeAsync(DaemonLab lab, Ping ping, LabGuest from)
     {
         int replies = ping.Replies;

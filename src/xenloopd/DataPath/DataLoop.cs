@@ -101,6 +101,12 @@ internal sealed unsafe class DataLoop : IDisposable
                 ChannelPath path = _current!;
                 path.GiveUp(e);
                 Detach(path);
+                // Events of other paths that came with this one are lost, and a TAP's edge does not come again.
+                foreach (ChannelPath other in _paths)
+                {
+                    other.TapReadable();
+                }
+
                 _faults.Signal();
             }
         }
