@@ -117,6 +117,35 @@ public class DaemonHostilePeerTests(HostileLab hostile) : IClassFixture<HostileL
         await AliveAsync(again, hostile.High);
     }
 
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public async Task A_flood_of_events_is_answered_by_closing(bool stalled)
+    {
+        using HandPeer peer = await HandPeer.StartAsync(_lab, hostile.High, _honest);
+        await peer.ConnectAsync();
+        if (stalled)
+        {
+            await StallAsync(peer);
+        }
+
+        TimeSpan before = DaemonLab.ProcessorTime(_lab[_honest]);
+        Stopwatch watch = Stopwatch.StartNew();
+        bool closed = false;
+        while (watch.ElapsedMilliseconds < 2000)
+        {
+            peer.Notify();
+            if (!closed && watch.ElapsedMilliseconds % 50 == 0)
+            {
+                closed = peer.OtherSays is { Phase: not ChannelPhase.Connected };
+            }
+        }
+
+        Assert.True(closed, _lab.Messages());
+        Assert.InRange((DaemonLab.ProcessorTime(_lab[_honest]) - before).TotalSeconds, 0, 1);
+        await AliveAsync(peer, hostile.High);
+    }
+
     [Fact]
     public async Task A_connector_that_never_finishes_the_close_is_waited_for_two_seconds()
     {

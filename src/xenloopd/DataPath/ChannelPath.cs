@@ -52,7 +52,7 @@ internal sealed unsafe class ChannelPath
     private static readonly long _stallTicks = Stopwatch.Frequency * 150 / 1000;
 
     // More events than this in a second without a record behind them is an attack on our CPU.
-    private const int MaxIdleEventsPerSecond = 16384;
+    private const int MaxIdleEventsPerSecond = 1024;
 
     private readonly int _tap;
     private readonly RingProducer _transmit;
@@ -69,6 +69,7 @@ internal sealed unsafe class ChannelPath
     private long _progressSince;
     private bool _owesEvent;
     private uint _bytesSinceOwed;
+    private ulong _progressAtEvent;
     private int _idleEvents;
     private long _idleEventsSince = Stopwatch.GetTimestamp();
 
@@ -115,8 +116,13 @@ internal sealed unsafe class ChannelPath
     public void EventArrived()
     {
         Events.Acknowledge();
-        if (_receive.HasData() || _full || _stalled)
+        // Behind an honest event there is a record or space, though it may have been found before the event came. With a
+        // full ring as well: a peer that takes nothing has no reason to wake us.
+        _ = _transmit.HasOutstanding();
+        ulong progress = Counters.ReceivedPackets + Counters.ReceiveErrors + _transmit.Consumed;
+        if (_receive.HasData() || progress != _progressAtEvent)
         {
+            _progressAtEvent = progress;
             return;
         }
 
