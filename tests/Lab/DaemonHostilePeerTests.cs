@@ -51,6 +51,71 @@ public class DaemonHostilePeerTests(HostileLab hostile) : IClassFixture<HostileL
     private readonly int _pid = hostile.Lab[hostile.Honest].Pid;
 
     [Theory]
+    [InlineData("a reference never granted", "EINVAL")]
+    [InlineData("a port never opened", "EINVAL")]
+    [InlineData("a ring page never granted", "EINVAL")]
+    [InlineData("a version of the future", "speaks version 7")]
+    [InlineData("a page without magic", "magic")]
+    [InlineData("a page of another version", "version 9")]
+    [InlineData("a page of another session", "session")]
+    [InlineData("rings of no size", "ring of 0 bytes")]
+    [InlineData("rings of an odd size", "ring of 131080 bytes")]
+    [InlineData("rings of 2 GiB", "ring of 2147483648 bytes")]
+    public async Task A_listener_that_offers_nonsense_is_refused(string what, string reason)
+    {
+        using HandPeer peer = await HandPeer.StartAsync(_lab, hostile.Low, _honest);
+        int messages = CountMessages(reason);
+        for (int attempt = 0; attempt < 2; attempt++)
+        {
+            OfferNonsense(peer, what);
+            await _lab.UntilAsync("the connector refuses", () => peer.OtherSays is { Phase: ChannelPhase.Closed } other && other.Session == peer.Session);
+            Assert.Contains(reason, peer.OtherSays!.Value.Reason, StringComparison.Ordinal);
+            Assert.Equal(default, _lab.Host.Broker.Count(_honest.Domid));
+            Assert.Equal(1, CountMessages(reason) - messages);
+        }
+
+        // It comes to its senses.
+        await peer.ListenAsync();
+        await AliveAsync(peer, hostile.Low);
+    }
+
+    [Theory]
+    [InlineData("producer index beyond the ring", "producer index")]
+    [InlineData("producer index between two records", "producer index")]
+    [InlineData("consumer index never produced", "consumer index")]
+    [InlineData("record of no bytes", "record of 0 bytes")]
+    [InlineData("record longer than any", "record of 4294967295 bytes")]
+    [InlineData("record longer than what is there", "record of 1000 bytes")]
+    [InlineData("frame without its header", "frame of 20 bytes")]
+    [InlineData("forged source", "MAC address")]
+    [InlineData("broadcast source", "MAC address")]
+    [InlineData("foreign destination", "MAC address")]
+    public async Task A_connector_that_breaks_the_rules_of_the_ring_is_cut_off(string how, string reason)
+    {
+        using HandPeer peer = await HandPeer.StartAsync(_lab, hostile.High, _honest);
+        int messages = CountMessages(reason);
+        for (int attempt = 0; attempt < 2; attempt++)
+        {
+            await peer.ConnectAsync();
+            long datagrams = Namespaces.StrayDatagrams(_honest);
+            peer.Put(peer.Datagram());
+            peer.Notify();
+            await _lab.UntilAsync("an honest datagram arrives", () => Namespaces.StrayDatagrams(_honest) == datagrams + 1);
+
+            BreakRules(peer, how);
+            peer.Notify();
+            await _lab.UntilAsync("the channel is closed", () => peer.OtherSays is { Phase: not ChannelPhase.Connected });
+            Stopwatch backoff = Stopwatch.StartNew();
+            Assert.Equal(datagrams + 1, Namespaces.StrayDatagrams(_honest));
+            await peer.ListenerAsync();
+            Assert.InRange(backoff.ElapsedMilliseconds, attempt == 0 ? FirstBackoff : SecondBackoff, 10_000);
+            Assert.True(CountMessages(reason) - messages == 1, _lab.Messages());
+        }
+
+        await AliveAsync(peer, hostile.High);
+    }
+
+    [Theory]
     [InlineData("connected {0}")]
     [InlineData("connected {0} 7 0")]
     [InlineData("closed {0} no pages\nnext line")]
@@ -266,5 +331,89 @@ public class DaemonHostilePeerTests(HostileLab hostile) : IClassFixture<HostileL
         Assert.True(IsFull());
 
         unsafe bool IsFull() => peer.Page->Producer0.Index > peer.RingBytes - RingRecord.MaxBytes;
+    }
+
+    private static unsafe void OfferNonsense(HandPeer peer, string what)
+    {
+        peer.Grant(page =>
+        {
+            switch (what)
+            {
+                case "a ring page never granted":
+                    page->RingReferences[3] = 77_777_777;
+                    break;
+                case "a page without magic":
+                    page->Magic = 0;
+                    break;
+                case "a page of another version":
+                    page->Version = 9;
+                    break;
+                case "a page of another session":
+                    page->Session ^= 1;
+                    break;
+                case "rings of no size":
+                    page->RingBytes = 0;
+                    break;
+                case "rings of an odd size":
+                    page->RingBytes += 8;
+                    break;
+                case "rings of 2 GiB":
+                    page->RingBytes = 1u << 31;
+                    break;
+            }
+        });
+        uint reference = what == "a reference never granted" ? 77_777_777 : peer.GrantReference;
+        uint port = what == "a port never opened" ? 77_777_777 : peer.Port;
+        int version = what == "a version of the future" ? 7 : 1;
+        peer.Say($"listening {peer.Session:x16} {version} 0 {reference} {port}");
+    }
+
+    private static unsafe void BreakRules(HandPeer peer, string how)
+    {
+        uint index = peer.Produced->Index;
+        uint* next = (uint*)(peer.Data + (index % peer.RingBytes));
+        byte[] frame = peer.Datagram();
+        Span<byte> destination = frame.AsSpan(10, 6), source = frame.AsSpan(16, 6);
+        switch (how)
+        {
+            case "producer index beyond the ring":
+                Volatile.Write(ref peer.Produced->Index, index + peer.RingBytes + 8);
+                break;
+            case "producer index between two records":
+                Volatile.Write(ref peer.Produced->Index, index + 20);
+                break;
+            case "consumer index never produced":
+                Volatile.Write(ref peer.Consumed->Index, 0x4000_0000);
+                break;
+            case "record of no bytes":
+                *next = 0;
+                Volatile.Write(ref peer.Produced->Index, index + 64);
+                break;
+            case "record longer than any":
+                *next = uint.MaxValue;
+                Volatile.Write(ref peer.Produced->Index, index + 64);
+                break;
+            case "record longer than what is there":
+                *next = 1000;
+                Volatile.Write(ref peer.Produced->Index, index + 64);
+                break;
+            case "frame without its header":
+                peer.Put(frame[..20]);
+                break;
+            case "forged source":
+                source[5] ^= 1;
+                peer.Put(frame);
+                break;
+            case "broadcast source":
+                source.Fill(0xff);
+                peer.Put(frame);
+                break;
+            case "foreign destination":
+                destination[5] ^= 1;
+                peer.Put(frame);
+                break;
+            default:
+                throw new ArgumentException(how);
+        }
     }
 }

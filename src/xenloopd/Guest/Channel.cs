@@ -68,6 +68,8 @@ internal sealed class Channel
     private long _upSince;
     private string _closeReason = "";
     private string _lastComplaint = "";
+    // Kept while the channel has not proved itself: a peer that fails in the same way each time is logged once.
+    private string _lastLogged = "";
     private bool _revealed;
 
     public Channel(ChannelContext context, ChannelKey key, VifPort port, MacAddress peerMac)
@@ -367,6 +369,7 @@ internal sealed class Channel
         if (wasUp && now - _upSince > ProvenMilliseconds)
         {
             _backoff = FirstBackoffMilliseconds;
+            _lastLogged = "";
         }
 
         _retryAt = now + _backoff;
@@ -375,10 +378,13 @@ internal sealed class Channel
             _backoff = Math.Min(_backoff * 2, LastBackoffMilliseconds);
         }
 
-        if (failed && reason != _lastComplaint)
+        if (failed)
         {
-            Log.Warning($"channel closed: {Key}: {reason}. Traffic goes by netfront; next attempt in {_retryAt - now} ms");
             _lastComplaint = reason;
+            if (IsNews(reason))
+            {
+                Log.Warning($"channel closed: {Key}: {reason}. Traffic goes by netfront; next attempt in {_retryAt - now} ms");
+            }
         }
         else if (wasUp)
         {
@@ -386,6 +392,15 @@ internal sealed class Channel
         }
 
         _step = Step.Waiting;
+    }
+
+    /// <summary>False for what was logged last. Numbers make no difference: a peer can choose others each time.</summary>
+    private bool IsNews(string message)
+    {
+        string reason = string.Concat(message.Where(c => !char.IsAsciiHexDigit(c)));
+        bool news = reason != _lastLogged;
+        _lastLogged = reason;
+        return news;
     }
 
     private static void TryDrain(ChannelPath path)

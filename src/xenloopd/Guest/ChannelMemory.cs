@@ -79,9 +79,14 @@ internal sealed unsafe class ChannelMemory : IDisposable
             control = hypervisor.Grants.Map(peer, [reference], new DeathNotice(ControlPage.ConnectorAliveOffset, events));
             // One copy; what is checked is what is used.
             ControlPage copy = *(ControlPage*)control.Address;
-            if (copy.Magic != ControlPage.MagicValue || copy.Version != ControlPage.CurrentVersion || copy.Session != session)
+            if (copy.Magic != ControlPage.MagicValue || copy.Version != ControlPage.CurrentVersion)
             {
-                throw new PeerViolationException($"control page with magic {copy.Magic:x8}, version {copy.Version}, session {copy.Session:x16}");
+                throw new PeerViolationException($"control page with magic {copy.Magic:x8}, version {copy.Version}");
+            }
+
+            if (copy.Session != session)
+            {
+                throw new PeerViolationException("control page of another session");
             }
 
             if (!ControlPage.IsValidRingSize(copy.RingBytes))
