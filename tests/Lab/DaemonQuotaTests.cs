@@ -11,6 +11,36 @@ namespace XenLoop.Tests.Lab;
 [Collection(DaemonTests.Name)]
 public class DaemonQuotaTests
 {
+    [Theory]
+    [InlineData(true)]
+    [InlineData(false)]
+    public async Task Without_room_for_a_node_there_is_no_channel_until_there_is(bool listener)
+    {
+        await using DaemonLab lab = await DaemonLab.StartAsync();
+        LabGuest low = await lab.Host.AddGuestAsync("low"), high = await lab.Host.AddGuestAsync("high");
+        (LabGuest full, LabGuest other) = listener ? (low, high) : (high, low);
+        lab.Start(full);
+        await lab.UntilAsync("the daemon offers its guest", () => lab.XenStore.Read($"{full.Home}/xenloop/0") is not null);
+        using XenStore store = XenStoreFixture.Open(full.StoreSocket);
+        UseUp(store);
+
+        lab.Start(other);
+        await lab.UntilAsync("the daemon says what is wrong", () => lab.CountMessages(full, "ENOSPC") > 0);
+        Assert.Contains("ENOSPC", DaemonLab.Channel(full, other)!.Value.GetProperty("last_error").GetString(), StringComparison.Ordinal);
+        await Ping.MustAsync(full, other);
+        Assert.Equal(0, DaemonLab.Diverted(full, other));
+        Assert.Equal(default, lab.Host.Broker.Count(full.Domid));
+
+        // It tries again, and does not say it again.
+        Stopwatch watch = Stopwatch.StartNew();
+        await lab.UntilAsync("another attempt or two", () => watch.ElapsedMilliseconds > 900);
+        Assert.True(lab.CountMessages(full, "ENOSPC") == 1, lab.Messages());
+
+        store.Remove("data/fill");
+        await lab.ChannelUpAsync(full, other);
+        await Ping.MustAsync(full, other);
+    }
+
     [Fact]
     public async Task Without_room_for_the_offer_the_daemon_ends_and_says_why()
     {

@@ -31,6 +31,7 @@ internal sealed unsafe class XenStore : IDisposable
     private const int EAGAIN = 11;
     private const int EACCES = 13;
     private const int EINVAL = 22;
+    private const int ENOSPC = 28;
 
     // The kernel's xenbus device takes a header of 16 bytes and the payload in one page.
     private const int PayloadMax = 4096 - 16;
@@ -121,7 +122,7 @@ internal sealed unsafe class XenStore : IDisposable
         {
             if (!xs_write(_handle, XBT_NULL, path, data, (uint)bytes.Length))
             {
-                throw new NativeException("xs_write", path, Marshal.GetLastPInvokeError());
+                throw NotStored("xs_write", path);
             }
         }
     }
@@ -132,7 +133,7 @@ internal sealed unsafe class XenStore : IDisposable
         Check("xs_mkdir", path);
         if (!xs_mkdir(_handle, XBT_NULL, path))
         {
-            throw new NativeException("xs_mkdir", path, Marshal.GetLastPInvokeError());
+            throw NotStored("xs_mkdir", path);
         }
     }
 
@@ -281,6 +282,12 @@ internal sealed unsafe class XenStore : IDisposable
     }
 
     public void Dispose() => _handle.Dispose();
+
+    private static NativeException NotStored(string call, string path)
+    {
+        int errno = Marshal.GetLastPInvokeError();
+        return new(call, path, errno, errno == ENOSPC ? "This domain's quota of XenStore nodes is used up" : null);
+    }
 
     private static void Check(string call, string path, int more = 0, bool special = false)
     {

@@ -70,6 +70,8 @@ internal sealed class Channel
     private string _lastComplaint = "";
     // Kept while the channel has not proved itself: a peer that fails in the same way each time is logged once.
     private string _lastLogged = "";
+    // The connector's end of a session, when XenStore would not take it: the listener waits for it.
+    private ChannelState? _unsaid;
     private bool _revealed;
 
     public Channel(ChannelContext context, ChannelKey key, VifPort port, MacAddress peerMac)
@@ -126,7 +128,7 @@ internal sealed class Channel
         Due = _step switch
         {
             Step.Waiting when Wanted && _listener => _retryAt,
-            Step.Waiting when Wanted && CanConnect(peer) => _retryAt,
+            Step.Waiting when Wanted && (CanConnect(peer) || _unsaid is not null) => _retryAt,
             Step.Draining => now + DrainPollMilliseconds,
             Step.Closing => _stepSince + CloseDeadlineMilliseconds,
             _ => long.MaxValue,
@@ -191,6 +193,10 @@ internal sealed class Channel
                 else if (CanConnect(peer))
                 {
                     Attempt(() => Connect(peer!.Value), now);
+                }
+                else if (_unsaid is { } closed && !TrySay(closed))
+                {
+                    BackOff(now, failed: true);
                 }
 
                 break;
@@ -364,7 +370,6 @@ internal sealed class Channel
             _memory = null;
         }
 
-        TrySay(new ChannelState(ChannelPhase.Closed, _session, Reason: reason));
         _usedSession = _session;
         if (wasUp && now - _upSince > ProvenMilliseconds)
         {
@@ -372,12 +377,7 @@ internal sealed class Channel
             _lastLogged = "";
         }
 
-        _retryAt = now + _backoff;
-        if (failed)
-        {
-            _backoff = Math.Min(_backoff * 2, LastBackoffMilliseconds);
-        }
-
+        BackOff(now, failed);
         if (failed)
         {
             _lastComplaint = reason;
@@ -391,7 +391,22 @@ internal sealed class Channel
             Log.Info($"channel closed: {Key}: {reason}");
         }
 
+        ChannelState closed = new(ChannelPhase.Closed, _session, Reason: reason);
+        if (!TrySay(closed) && !_listener)
+        {
+            _unsaid = closed;
+        }
+
         _step = Step.Waiting;
+    }
+
+    private void BackOff(long now, bool failed)
+    {
+        _retryAt = now + _backoff;
+        if (failed)
+        {
+            _backoff = Math.Min(_backoff * 2, LastBackoffMilliseconds);
+        }
     }
 
     /// <summary>False for what was logged last. Numbers make no difference: a peer can choose others each time.</summary>
@@ -424,21 +439,28 @@ internal sealed class Channel
     }
 
     /// <summary>On the way out, what cannot be said (XenStore is full, say) must not keep anything from being released.</summary>
-    private void TrySay(ChannelState state)
+    private bool TrySay(ChannelState state)
     {
         try
         {
             Say(state);
+            return true;
         }
         catch (NativeException e)
         {
-            Log.Warning($"{Key}: {e.Message}");
+            if (IsNews(e.Message))
+            {
+                Log.Warning($"{Key}: {e.Message}");
+            }
+
+            return false;
         }
     }
 
     private void Say(ChannelState state)
     {
         _context.XenStore.Write(Key.OwnNode, state.ToString());
+        _unsaid = null;
         if (!_revealed)
         {
             _context.XenStore.SetPermissions(Key.OwnNode, (_context.Self, XenStoreAccess.None), (Key.Peer, XenStoreAccess.Read));
