@@ -81,8 +81,11 @@ internal static class Program
         using PosixSignalRegistration term = PosixSignalRegistration.Create(PosixSignal.SIGTERM, Terminate);
         using PosixSignalRegistration interrupt = PosixSignalRegistration.Create(PosixSignal.SIGINT, Terminate);
 
+        // The socket first: a second daemon is refused before it can touch what the first one has in XenStore.
+        IRole? started = null;
+        using ControlSocket control = new(ControlSocket.DefaultPath, json => WriteStatus(json, started!, mode));
         using IRole role = hypervisor.IsControlDomain ? new Dom0Role(hypervisor) : new GuestRole(hypervisor, mode, ringBytes, faults);
-        using ControlSocket control = new(ControlSocket.DefaultPath, json => WriteStatus(json, role, mode));
+        started = role;
         using Epoll epoll = new();
         epoll.Add(role.XenStoreDescriptor, EpollEvents.EPOLLIN, 0);
         epoll.Add(faults.FileDescriptor, EpollEvents.EPOLLIN, 0);

@@ -74,6 +74,30 @@ public class DaemonControlTests
         Assert.Contains("no daemon answers", output, StringComparison.Ordinal);
     }
 
+    [Fact]
+    public async Task A_second_daemon_is_refused_and_costs_the_first_nothing()
+    {
+        await using DaemonLab lab = await DaemonLab.StartWithChannelAsync();
+        (LabGuest a, LabGuest b) = lab.Pair;
+        ulong? session = lab.Session(a, b);
+        LabProcess first = lab[a];
+        GuestUsage usage = lab.Usage(a);
+        foreach (LabDomain domain in new[] { a, lab.Dom0 })
+        {
+            LabProcess second = lab.Start(domain);
+            await lab.UntilAsync("the second daemon ends", () => second.HasExited);
+            await second.WaitForExitAsync();
+            Assert.Equal(1, second.ExitCode);
+            Assert.Contains("another xenloopd answers", second.Output, StringComparison.Ordinal);
+        }
+
+        await lab.UsageIsAsync(a, usage);
+        Assert.False(first.HasExited);
+        Assert.NotNull(lab.XenStore.Read($"{a.Home}/data/xenloop/offer"));
+        Assert.True(lab.IsUp(a, b), lab.Messages());
+        Assert.Equal(session, lab.Session(a, b));
+    }
+
     private static void AssertMembers(JsonElement element, params string[] names) =>
         Assert.Superset(names.ToHashSet(), element.EnumerateObject().Select(m => m.Name).ToHashSet());
 }
