@@ -102,10 +102,10 @@ public class DaemonHostilePeerTests(HostileLab hostile) : IClassFixture<HostileL
             peer.Notify();
             await _lab.UntilAsync("an honest datagram arrives", () => Namespaces.StrayDatagrams(_honest) == datagrams + 1);
 
+            Stopwatch backoff = Stopwatch.StartNew();
             BreakRules(peer, how);
             peer.Notify();
             await _lab.UntilAsync("the channel is closed", () => peer.OtherSays is { Phase: not ChannelPhase.Connected });
-            Stopwatch backoff = Stopwatch.StartNew();
             Assert.Equal(datagrams + 1, Namespaces.StrayDatagrams(_honest));
             await peer.ListenerAsync();
             Assert.InRange(backoff.ElapsedMilliseconds, attempt == 0 ? FirstBackoff : SecondBackoff, 10_000);
@@ -195,6 +195,7 @@ public class DaemonHostilePeerTests(HostileLab hostile) : IClassFixture<HostileL
         }
 
         TimeSpan before = DaemonLab.ProcessorTime(_lab[_honest]);
+        long sleeps = DaemonLab.Sleeps(_lab[_honest]);
         Stopwatch watch = Stopwatch.StartNew();
         bool closed = false;
         while (watch.ElapsedMilliseconds < 2000)
@@ -206,7 +207,8 @@ public class DaemonHostilePeerTests(HostileLab hostile) : IClassFixture<HostileL
             }
         }
 
-        Assert.True(closed, _lab.Messages());
+        // A daemon that other programs keep from running wakes up too seldom to call it a flood.
+        Assert.True(closed || DaemonLab.Sleeps(_lab[_honest]) - sleeps < 2500, $"{DaemonLab.Sleeps(_lab[_honest]) - sleeps} times woken\n{_lab.Messages()}");
         Assert.InRange((DaemonLab.ProcessorTime(_lab[_honest]) - before).TotalSeconds, 0, 1);
         await AliveAsync(peer, hostile.High);
     }
