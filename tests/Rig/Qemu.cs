@@ -120,8 +120,10 @@ internal sealed class Qemu : IAsyncDisposable
             .. options.Timing == RigTiming.Exact ? (string[])["-icount", "shift=0,align=off,sleep=off"] : [],
             "-kernel", image.Hypervisor,
             "-append",
+            // Vector registers eagerly: when Xen restores them lazily under this emulation, programs in PVH guests now and
+            // then find wrong values in them, and die.
             $"dom0_mem={options.Dom0MemoryMiB}M,max:{options.Dom0MemoryMiB}M dom0_max_vcpus={options.Dom0Vcpus} "
-                + $"console=com1 com1=115200,8n1 spec-ctrl=off xpti=off bootscrub=0 {options.XenArguments}",
+                + $"console=com1 com1=115200,8n1 spec-ctrl=off spec-ctrl=eager-fpu xpti=off bootscrub=0 {options.XenArguments}",
             "-initrd", $"{image.Kernel} {KernelArguments},{image.Dom0Files}",
             "-serial", $"file:{Path.Combine(scratch, "console.log")}",
             "-device", $"virtio-serial-pci,max_ports={PortCount + 1}",
