@@ -14,17 +14,17 @@ internal static unsafe partial class Scheduling
     [LibraryImport("libc")]
     private static partial int setpriority(int which, uint who, int prio);
 
-    /// <summary>
-    /// For a thread that moves packets beside the application: neither preempts the other at every packet, so that bursts
-    /// form. SCHED_BATCH keeps this thread's wake-ups from preempting the sender; a weight three times that of others keeps
-    /// the receiver's wake-ups from preempting this thread. (docs/measurements.md, "Scheduling"; failure costs only that.)
-    /// </summary>
-    public static void PreferThroughput()
+    /// <summary>SCHED_BATCH for the calling thread: its wake-ups do not preempt others. Failure costs only that.</summary>
+    public static void SetBatch()
     {
-        const int PRIO_PROCESS = 0; // on Linux, the calling thread
-        const int Niceness = -5;
         int noPriority = 0;
         _ = sched_setscheduler(0, SCHED_BATCH, &noPriority);
-        _ = setpriority(PRIO_PROCESS, 0, Niceness);
+    }
+
+    /// <summary>The calling thread's nice value, -20 (the greatest weight) to 19. Failure (no CAP_SYS_NICE) costs only that.</summary>
+    public static void SetNiceness(int value)
+    {
+        const int PRIO_PROCESS = 0; // on Linux, the calling thread
+        _ = setpriority(PRIO_PROCESS, 0, value);
     }
 }

@@ -75,6 +75,9 @@ internal sealed unsafe class ChannelPath
 
     public PathCounters Counters;
 
+    /// <summary>Bytes that the last pump took from the ring.</summary>
+    public uint LastBurstBytes { get; private set; }
+
     public ChannelPath(TapDevice tap, EventChannel events, RingProducer transmit, RingConsumer receive, byte* peerAlive,
         LivenessStamp stamp, MacAddress own, MacAddress peer)
     {
@@ -361,6 +364,7 @@ internal sealed unsafe class ChannelPath
             bytes += length;
         }
 
+        LastBurstBytes = bytes;
         Owe(_receive.Publish(), bytes);
         return packets > 0;
     }

@@ -24,6 +24,7 @@ internal sealed unsafe class DataLoop : IDisposable
     private readonly Epoll _epoll = new();
     private readonly EventFd _wake = new();
     private readonly IdleStrategy _idle;
+    private readonly BulkWeight _weight = new();
     private readonly EventFd _faults;
     private readonly ManualResetEventSlim _commandDone = new();
     private readonly Thread _thread;
@@ -89,7 +90,7 @@ internal sealed unsafe class DataLoop : IDisposable
 
     private void Run()
     {
-        Scheduling.PreferThroughput();
+        Scheduling.SetBatch();
         while (!_stop)
         {
             try
@@ -130,6 +131,7 @@ internal sealed unsafe class DataLoop : IDisposable
             {
                 _current = path;
                 worked |= path.Pump();
+                _weight.Received(path.LastBurstBytes);
             }
 
             if (worked)
