@@ -56,6 +56,8 @@ internal static class Demonstration
               sleep 1
               now=$(cat /sys/class/net/eth0/statistics/tx_packets)
               nowd=$({{Diverted}})
+              # Counted anew when the peer was introduced anew.
+              [ $nowd -ge $lastd ] || lastd=0
               printf '   %6d %13d %18d\n' $second $((now - last)) $((nowd - lastd))
               last=$now lastd=$nowd
             done
