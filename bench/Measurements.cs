@@ -5,13 +5,12 @@ using XenLoop.Rig;
 
 namespace XenLoop.Bench;
 
-/// <summary>One figure: how to measure it from guest to guest, and which direction is better.</summary>
+/// <summary>One figure: how to measure it from guest to guest.</summary>
 /// <param name="Name">As printed.</param>
 /// <param name="Unit">Its unit.</param>
-/// <param name="HigherIsBetter">Throughput, not time.</param>
 /// <param name="Script">Runs in the client; SERVER stands for the server's address.</param>
 /// <param name="Parse">Takes the figure from what the script printed.</param>
-internal sealed record Measurement(string Name, string Unit, bool HigherIsBetter, string Script, Func<string, double> Parse)
+internal sealed record Measurement(string Name, string Unit, string Script, Func<string, double> Parse)
 {
     public async Task<double> RunAsync(XenGuest client, XenGuest server)
     {
@@ -33,13 +32,13 @@ internal static partial class Measurements
 
     public static readonly Measurement[] All =
     [
-        new("ping -A, average RTT", "us", false, "ping -q -A -c 500 SERVER", Ping),
-        new("iperf3 TCP", "Gb/s", true, "iperf3 -J -t 2 -c SERVER", o => Received(o) / 1e9),
-        new("iperf3 UDP 1400 B at 150 Mb/s, loss", "%", false, "iperf3 -J -t 1 -u -l 1400 -b 150M -c SERVER", Lost),
-        new("iperf3 UDP 1400 B at 300 Mb/s, loss", "%", false, "iperf3 -J -t 1 -u -l 1400 -b 300M -c SERVER", Lost),
-        new("iperf3 UDP 1400 B unpaced, received", "Mb/s", true, "iperf3 -J -t 1 -u -l 1400 -b 0 -c SERVER", o => ReceivedUdp(o) / 1e6),
-        new("sockperf TCP ping-pong, one-way p50", "us", false, "sockperf ping-pong --tcp -i SERVER -p 11111 -t 1", Sockperf),
-        new("sockperf UDP ping-pong, one-way p50", "us", false, "sockperf ping-pong -i SERVER -p 11112 -t 1", Sockperf),
+        new("ping -A, average RTT", "us", "ping -q -A -c 500 SERVER", Ping),
+        new("iperf3 TCP", "Gb/s", "iperf3 -J -t 2 -c SERVER", o => Received(o) / 1e9),
+        new("iperf3 UDP 1400 B at 150 Mb/s, loss", "%", "iperf3 -J -t 1 -u -l 1400 -b 150M -c SERVER", Lost),
+        new("iperf3 UDP 1400 B at 300 Mb/s, loss", "%", "iperf3 -J -t 1 -u -l 1400 -b 300M -c SERVER", Lost),
+        new("iperf3 UDP 1400 B unpaced, received", "Mb/s", "iperf3 -J -t 1 -u -l 1400 -b 0 -c SERVER", o => ReceivedUdp(o) / 1e6),
+        new("sockperf TCP ping-pong, one-way p50", "us", "sockperf ping-pong --tcp -i SERVER -p 11111 -t 1", Sockperf),
+        new("sockperf UDP ping-pong, one-way p50", "us", "sockperf ping-pong -i SERVER -p 11112 -t 1", Sockperf),
     ];
 
     private static double Ping(string output) => 1000 * Number(PingSummary().Match(output), output);

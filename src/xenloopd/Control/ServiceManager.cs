@@ -8,8 +8,6 @@ internal static class ServiceManager
 {
     public static void Ready(string status) => Send($"READY=1\nSTATUS={status}");
 
-    public static void Status(string status) => Send($"STATUS={status}");
-
     public static void Stopping() => Send("STOPPING=1");
 
     private static void Send(string state)

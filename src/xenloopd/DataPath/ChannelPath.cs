@@ -54,7 +54,6 @@ internal sealed unsafe class ChannelPath
     // More events than this in a second without a record behind them is an attack on our CPU.
     private const int MaxIdleEventsPerSecond = 1024;
 
-    private readonly int _tap;
     private readonly RingProducer _transmit;
     private readonly RingConsumer _receive;
     private readonly LivenessStamp _stamp;
@@ -81,8 +80,7 @@ internal sealed unsafe class ChannelPath
     public ChannelPath(TapDevice tap, EventChannel events, RingProducer transmit, RingConsumer receive, byte* peerAlive,
         LivenessStamp stamp, MacAddress own, MacAddress peer)
     {
-        _tap = tap.FileDescriptor;
-        TapDescriptor = _tap;
+        TapDescriptor = tap.FileDescriptor;
         Events = events;
         _transmit = transmit;
         _receive = receive;
@@ -274,7 +272,7 @@ internal sealed unsafe class ChannelPath
             }
 
             _full = false;
-            long length = VectorIo.readv(_tap, vectors, Vectors(room, vectors));
+            long length = VectorIo.readv(TapDescriptor, vectors, Vectors(room, vectors));
             if (length < 0)
             {
                 int error = Marshal.GetLastSystemError();
@@ -348,7 +346,7 @@ internal sealed unsafe class ChannelPath
                 vectors[0].iov_base = first;
                 vectors[0].iov_len = HeaderBytes;
                 int count = 1 + Vectors(frame.Skip(HeaderBytes), vectors + 1);
-                if (VectorIo.writev(_tap, vectors, count) < 0)
+                if (VectorIo.writev(TapDescriptor, vectors, count) < 0)
                 {
                     // The local stack's refusal (no memory, interface down, a header it does not like) loses this frame only.
                     Counters.ReceiveErrors++;
