@@ -1,6 +1,6 @@
 using System.Net.Sockets;
-using System.Text;
 using System.Text.Json;
+using XenLoop.Control;
 
 namespace XenLoop.Lab;
 
@@ -12,11 +12,7 @@ internal static class LabStatus
     {
         try
         {
-            using Socket socket = new(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified);
-            socket.Connect(new UnixDomainSocketEndPoint(Path.Combine(domain.RuntimeDirectory, "control.sock")));
-            socket.Send(Encoding.ASCII.GetBytes("status\n"));
-            using NetworkStream stream = new(socket);
-            return JsonDocument.Parse(stream).RootElement;
+            return JsonDocument.Parse(ControlClient.Ask(Path.Combine(domain.RuntimeDirectory, "control.sock"), "status")).RootElement;
         }
         catch (Exception e) when (e is SocketException or IOException or JsonException)
         {

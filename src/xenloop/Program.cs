@@ -1,6 +1,5 @@
 using System.CommandLine;
 using System.Net.Sockets;
-using System.Text;
 using XenLoop.Control;
 using XenLoop.Lab;
 
@@ -30,7 +29,7 @@ internal static class Program
             string path = result.GetValue(socket)!;
             try
             {
-                Console.Write(Ask(path, "status"));
+                Console.Write(ControlClient.Ask(path, "status"));
                 Console.WriteLine();
                 return 0;
             }
@@ -71,15 +70,5 @@ internal static class Program
             }
         });
         return new("lab", "A Xen host in one process tree, without Xen: for trying and testing.") { demo };
-    }
-
-    private static string Ask(string path, string request)
-    {
-        using Socket socket = new(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified);
-        socket.Connect(new UnixDomainSocketEndPoint(path));
-        socket.Send(Encoding.ASCII.GetBytes(request + "\n"));
-        using NetworkStream stream = new(socket);
-        using StreamReader reader = new(stream, Encoding.UTF8);
-        return reader.ReadToEnd();
     }
 }
