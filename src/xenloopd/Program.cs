@@ -12,6 +12,7 @@ using XenLoop.Hypervisor;
 using XenLoop.Interop;
 using XenLoop.Interop.Linux;
 using XenLoop.Ring;
+using XenLoop.Settings;
 
 namespace XenLoop;
 
@@ -83,11 +84,16 @@ internal static class Program
 
         // The socket first: a second daemon is refused before it can touch what the first one has in XenStore.
         IRole? started = null;
+        Configuration configuration = new();
         using ControlSocket control = new(ControlSocket.DefaultPath, json => WriteStatus(json, started!, mode));
-        using IRole role = hypervisor.IsControlDomain ? new Dom0Role(hypervisor) : new GuestRole(hypervisor, mode, ringBytes, faults);
+        using IRole role = hypervisor.IsControlDomain ? new Dom0Role(hypervisor, configuration) : new GuestRole(hypervisor, configuration, mode, ringBytes, faults);
         started = role;
         using Epoll epoll = new();
-        epoll.Add(role.XenStoreDescriptor, EpollEvents.EPOLLIN, 0);
+        foreach (int descriptor in role.Descriptors)
+        {
+            epoll.Add(descriptor, EpollEvents.EPOLLIN, 0);
+        }
+
         epoll.Add(faults.FileDescriptor, EpollEvents.EPOLLIN, 0);
         epoll.Add(terminate.FileDescriptor, EpollEvents.EPOLLIN, 0);
         epoll.Add(control.FileDescriptor, EpollEvents.EPOLLIN, 1);

@@ -1,4 +1,5 @@
 using System.Text.Json;
+using XenLoop.Settings;
 
 namespace XenLoop.Control;
 
@@ -8,12 +9,15 @@ namespace XenLoop.Control;
 /// </summary>
 internal interface IRole : IDisposable
 {
-    /// <summary>Descriptor that becomes readable when a watch fired.</summary>
-    int XenStoreDescriptor { get; }
+    /// <summary>Descriptors that become readable when a turn is due; the same ones for life.</summary>
+    IReadOnlyList<int> Descriptors { get; }
 
     /// <summary>Takes the watches that fired, and brings what is closer to what should be.</summary>
     /// <returns>Milliseconds until another turn is due though nothing fires; -1 for none.</returns>
     int Turn();
+
+    /// <summary>Takes over another configuration; a turn follows.</summary>
+    void Configure(Configuration configuration);
 
     /// <summary>Writes the members of the status object.</summary>
     void WriteStatus(Utf8JsonWriter json);

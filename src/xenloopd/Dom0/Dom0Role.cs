@@ -5,6 +5,7 @@ using XenLoop.Guest;
 using XenLoop.Hypervisor;
 using XenLoop.Interop;
 using XenLoop.Interop.Xen;
+using XenLoop.Settings;
 
 namespace XenLoop.Dom0;
 
@@ -21,16 +22,19 @@ internal sealed class Dom0Role : IRole
 
     private readonly XenStore _xenStore;
     private readonly SortedDictionary<ushort, GuestRecord> _guests = [];
+    private Policy _policy;
 
-    public Dom0Role(IHypervisor hypervisor)
+    public Dom0Role(IHypervisor hypervisor, Configuration configuration)
     {
+        _policy = configuration.Policy;
         _xenStore = hypervisor.OpenXenStore();
+        Descriptors = [_xenStore.FileDescriptor];
         _xenStore.Watch("@introduceDomain", DomainsToken);
         _xenStore.Watch("@releaseDomain", DomainsToken);
         Log.Info("Dom0: introducing guests on the same bridge to each other");
     }
 
-    public int XenStoreDescriptor => _xenStore.FileDescriptor;
+    public IReadOnlyList<int> Descriptors { get; }
 
     public int Turn()
     {
@@ -68,6 +72,8 @@ internal sealed class Dom0Role : IRole
 
         return -1;
     }
+
+    public void Configure(Configuration configuration) => _policy = configuration.Policy;
 
     public void WriteStatus(Utf8JsonWriter json)
     {

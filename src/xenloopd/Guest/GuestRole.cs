@@ -6,6 +6,7 @@ using XenLoop.Hypervisor;
 using XenLoop.Interop;
 using XenLoop.Interop.Linux;
 using XenLoop.Interop.Xen;
+using XenLoop.Settings;
 
 namespace XenLoop.Guest;
 
@@ -40,19 +41,23 @@ internal sealed class GuestRole : IRole
     private readonly Dictionary<int, VifPort> _ports = [];
     private readonly Dictionary<ChannelKey, Channel> _channels = [];
 
+    private GuestSettings _settings;
     private long _portsDue = long.MaxValue;
     private bool _stopping;
     private bool _crowded;
     private string _lastComplaint = "";
 
     /// <param name="hypervisor">Stays open until after <see cref="Dispose"/>.</param>
+    /// <param name="configuration">Of this guest.</param>
     /// <param name="mode">What the data loop does when idle.</param>
     /// <param name="ringBytes">Bytes of each ring of the channels this guest listens on.</param>
     /// <param name="faults">Signalled when the data loop gave a channel up: a turn is due.</param>
-    public GuestRole(IHypervisor hypervisor, IdleMode mode, uint ringBytes, EventFd faults)
+    public GuestRole(IHypervisor hypervisor, Configuration configuration, IdleMode mode, uint ringBytes, EventFd faults)
     {
         _hypervisor = hypervisor;
+        _settings = configuration.Guest;
         _xenStore = hypervisor.OpenXenStore();
+        Descriptors = [_xenStore.FileDescriptor];
         string domid = _xenStore.Read("domid") ?? throw new InvalidDataException("this domain has no \"domid\" node in XenStore");
         ushort self = ushort.Parse(domid, CultureInfo.InvariantCulture);
         Features features = TapDevice.ProbeUso() ? Features.Uso : Features.None;
@@ -68,7 +73,7 @@ internal sealed class GuestRole : IRole
         Log.Info($"domain {self} offers itself (features {(uint)features:x}); waiting for Dom0's introductions");
     }
 
-    public int XenStoreDescriptor => _xenStore.FileDescriptor;
+    public IReadOnlyList<int> Descriptors { get; }
 
     public int Turn()
     {
@@ -112,6 +117,8 @@ internal sealed class GuestRole : IRole
 
         return due == long.MaxValue ? -1 : (int)Math.Clamp(due - Environment.TickCount64, 0, 60_000);
     }
+
+    public void Configure(Configuration configuration) => _settings = configuration.Guest;
 
     public void WriteStatus(Utf8JsonWriter json)
     {
