@@ -1,0 +1,44 @@
+namespace XenLoop.Settings;
+
+/// <summary>A pattern for guests: <c>*</c> is any number of characters, none as well, <c>?</c> is one; all else is itself.</summary>
+internal sealed class Glob(string pattern)
+{
+    private readonly string _lower = pattern.ToLowerInvariant();
+
+    /// <summary>By its name, or by its UUID in whatever case.</summary>
+    public bool Matches(GuestIdentity guest) => Matches(pattern, guest.Name) || Matches(_lower, guest.Uuid.ToLowerInvariant());
+
+    public override string ToString() => pattern;
+
+    /// <summary>Only the last star is ever reconsidered, so the time is at most the product of both lengths.</summary>
+    private static bool Matches(string pattern, string text)
+    {
+        int p = 0, t = 0;
+        int star = -1, resume = 0;
+        while (t < text.Length)
+        {
+            if (p < pattern.Length && pattern[p] == '*')
+            {
+                star = p++;
+                resume = t;
+            }
+            else if (p < pattern.Length && (pattern[p] == '?' || pattern[p] == text[t]))
+            {
+                p++;
+                t++;
+            }
+            else if (star >= 0)
+            {
+                // The star takes one character more.
+                p = star + 1;
+                t = ++resume;
+            }
+            else
+            {
+                return false;
+            }
+        }
+
+        return pattern.AsSpan(p).Trim('*').IsEmpty;
+    }
+}
