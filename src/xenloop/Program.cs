@@ -1,7 +1,9 @@
 using System.CommandLine;
 using System.Net.Sockets;
+using System.Text.Json;
 using XenLoop.Control;
 using XenLoop.Lab;
+using XenLoop.Settings;
 
 namespace XenLoop.Command;
 
@@ -12,32 +14,90 @@ internal static class Program
     {
         RootCommand root = new("Ask and steer xenloopd, the daemon that lets Xen guests exchange packets through shared memory.");
         root.Subcommands.Add(Status());
+        root.Subcommands.Add(Reload());
+        root.Subcommands.Add(CheckConfig());
         root.Subcommands.Add(LabCommand());
         return root.Parse(args).Invoke();
     }
 
-    private static System.CommandLine.Command Status()
+    private static System.CommandLine.Command Status() =>
+        Request("status", "Print what the daemon of this domain is doing, as JSON.", answer =>
+        {
+            Console.WriteLine(answer);
+            return 0;
+        });
+
+    private static System.CommandLine.Command Reload() =>
+        Request("reload", "Have the daemon of this domain read its configuration file again.", answer =>
+        {
+            using JsonDocument json = JsonDocument.Parse(answer);
+            if (json.RootElement.TryGetProperty("error", out JsonElement error))
+            {
+                Console.Error.WriteLine($"xenloop: {error.GetString()}");
+                return 1;
+            }
+
+            Console.WriteLine($"reloaded: {json.RootElement.GetProperty("reloaded").GetString() ?? NoFile}");
+            return 0;
+        });
+
+    private static System.CommandLine.Command CheckConfig()
+    {
+        Argument<string?> file = new("FILE")
+        {
+            Description = $"The file, {Configuration.DefaultPath} by default.",
+            Arity = ArgumentArity.ZeroOrOne,
+        };
+        System.CommandLine.Command command = new("check-config", "Check a configuration file before it is put in force.") { file };
+        command.SetAction(result =>
+        {
+            try
+            {
+                string? path = result.GetValue(file);
+                Configuration configuration = path is null ? Configuration.LoadOrDefaults(Configuration.DefaultPath) : Configuration.Load(path);
+                Console.WriteLine(configuration.Path is null ? NoFile : $"{configuration.Path}: nothing wrong");
+                return 0;
+            }
+            catch (ConfigurationException e)
+            {
+                Console.Error.WriteLine($"xenloop: {e.Message}");
+                return 1;
+            }
+        });
+        return command;
+    }
+
+    private static string NoFile => $"there is no {Configuration.DefaultPath}; the defaults apply";
+
+    /// <summary>A command that is a request to the daemon.</summary>
+    /// <param name="name">Of the command and the request.</param>
+    /// <param name="description">For the help.</param>
+    /// <param name="take">Takes the answer, and gives the exit code.</param>
+    private static System.CommandLine.Command Request(string name, string description, Func<string, int> take)
     {
         Option<string> socket = new("--socket")
         {
             Description = "The daemon's control socket.",
             DefaultValueFactory = _ => ControlSocket.DefaultPath,
         };
-        System.CommandLine.Command command = new("status", "Print what the daemon of this domain is doing, as JSON.") { socket };
+        System.CommandLine.Command command = new(name, description) { socket };
         command.SetAction(result =>
         {
             string path = result.GetValue(socket)!;
             try
             {
-                Console.Write(ControlClient.Ask(path, "status"));
-                Console.WriteLine();
-                return 0;
+                return take(ControlClient.Ask(path, name));
             }
             catch (SocketException e)
             {
                 Console.Error.WriteLine($"xenloop: no daemon answers on {path} ({e.SocketErrorCode}). Is it running (systemctl status xenloopd), and are you root?");
-                return 1;
             }
+            catch (Exception e) when (e is IOException or JsonException)
+            {
+                Console.Error.WriteLine($"xenloop: the daemon on {path} broke off its answer. Ask again; its log says more (journalctl -u xenloopd).");
+            }
+
+            return 1;
         });
         return command;
     }

@@ -19,22 +19,31 @@ namespace XenLoop;
 /// <summary>The daemon's entry point and control thread: one epoll over XenStore, the data loop's faults, the control socket and signals.</summary>
 internal static class Program
 {
+    /// <summary>EX_CONFIG of sysexits.h. The service does not start again at it: the file must change first.</summary>
+    private const int BadConfiguration = 78;
+
     private const string Usage = """
-        usage: xenloopd [--mode adaptive|event|poll] [--ring-kib N]
-               xenloopd --version | --help
+        usage: xenloopd [--config FILE] [--mode adaptive|event|poll] [--ring-kib N]
+               xenloopd --forget | --version | --help
 
         Lets Xen guests on one host exchange packets through shared memory. In Dom0 it introduces
         the guests to each other; in a guest it offers the guest and carries its packets.
 
+          --config     the configuration file, /etc/xenloop/xenloopd.toml if there is one; see
+                       xenloopd.toml(5); SIGHUP and "xenloop reload" read it again
           --mode       what to do when idle: spin a little, then sleep (adaptive, the default);
                        sleep at once (event); never sleep (poll: for dedicated CPUs only)
           --ring-kib   KiB of each of a channel's two rings: 128, 256, 512 or 1024 (the default)
+          --forget     remove what a daemon left in XenStore: in a guest its offer and channels,
+                       in Dom0 all introductions; refused while a daemon runs
         """;
 
     private static int Main(string[] args)
     {
         IdleMode mode = IdleMode.Adaptive;
         uint ringBytes = ControlPage.MaxRingBytes;
+        string? configurationFile = null;
+        bool forget = false;
         for (int i = 0; i < args.Length; i++)
         {
             switch (args[i])
@@ -45,6 +54,13 @@ internal static class Program
                 case "--help":
                     Console.WriteLine(Usage);
                     return 0;
+                case "--config" when i + 1 < args.Length && args[i + 1].Length > 0:
+                    // Not relative to a folder that whoever reads the status does not know.
+                    configurationFile = Path.GetFullPath(args[++i]);
+                    break;
+                case "--forget":
+                    forget = true;
+                    break;
                 case "--mode" when i + 1 < args.Length && Enum.TryParse(args[i + 1], ignoreCase: true, out mode) && Enum.IsDefined(mode):
                     i++;
                     break;
@@ -62,9 +78,22 @@ internal static class Program
 
         try
         {
+            if (forget)
+            {
+                using IHypervisor forgetful = Hypervisors.Open();
+                Forget.Run(forgetful);
+                return 0;
+            }
+
+            Configuration configuration = Load(configurationFile);
             using IHypervisor hypervisor = Hypervisors.Open();
-            Run(hypervisor, mode, ringBytes);
+            Run(hypervisor, configuration, () => Load(configurationFile), mode, ringBytes);
             return 0;
+        }
+        catch (ConfigurationException e)
+        {
+            Log.Error(e.Message);
+            return BadConfiguration;
         }
         catch (Exception e) when (e is NativeException or IOException or InvalidDataException or DllNotFoundException)
         {
@@ -75,19 +104,38 @@ internal static class Program
 
     private static string Version => typeof(Program).Assembly.GetCustomAttribute<AssemblyInformationalVersionAttribute>()?.InformationalVersion ?? "unknown";
 
-    private static void Run(IHypervisor hypervisor, IdleMode mode, uint ringBytes)
+    private static Configuration Load(string? file) => file is null ? Configuration.LoadOrDefaults(Configuration.DefaultPath) : Configuration.Load(file);
+
+    /// <param name="hypervisor">Stays open.</param>
+    /// <param name="configuration">In force until the first reload.</param>
+    /// <param name="load">Reads the configuration anew.</param>
+    /// <param name="mode">What the data loop does when idle.</param>
+    /// <param name="ringBytes">Bytes of each ring of the channels this guest listens on.</param>
+    private static void Run(IHypervisor hypervisor, Configuration configuration, Func<Configuration> load, IdleMode mode, uint ringBytes)
     {
         using EventFd faults = new();
         using EventFd terminate = new();
-        using PosixSignalRegistration term = PosixSignalRegistration.Create(PosixSignal.SIGTERM, Terminate);
-        using PosixSignalRegistration interrupt = PosixSignalRegistration.Create(PosixSignal.SIGINT, Terminate);
+        using EventFd reload = new();
+        using PosixSignalRegistration hangup = PosixSignalRegistration.Create(PosixSignal.SIGHUP, context => Request(context, reload));
+        using PosixSignalRegistration term = PosixSignalRegistration.Create(PosixSignal.SIGTERM, context => Request(context, terminate));
+        using PosixSignalRegistration interrupt = PosixSignalRegistration.Create(PosixSignal.SIGINT, context => Request(context, terminate));
 
         // The socket first: a second daemon is refused before it can touch what the first one has in XenStore.
-        IRole? started = null;
-        Configuration configuration = new();
-        using ControlSocket control = new(ControlSocket.DefaultPath, json => WriteStatus(json, started!, mode));
+        using ControlSocket control = new(ControlSocket.DefaultPath);
         using IRole role = hypervisor.IsControlDomain ? new Dom0Role(hypervisor, configuration) : new GuestRole(hypervisor, configuration, mode, ringBytes, faults);
-        started = role;
+        string activity = hypervisor.IsControlDomain ? "introducing guests" : "offering this guest";
+        control.Register("status", (json, _) => WriteStatus(json, role, configuration, mode));
+        control.Register("reload", (json, _) =>
+        {
+            if (Reload() is { } error)
+            {
+                json.WriteString("error", error);
+            }
+            else
+            {
+                json.WriteString("reloaded", configuration.Path);
+            }
+        });
         using Epoll epoll = new();
         foreach (int descriptor in role.Descriptors)
         {
@@ -96,10 +144,11 @@ internal static class Program
 
         epoll.Add(faults.FileDescriptor, EpollEvents.EPOLLIN, 0);
         epoll.Add(terminate.FileDescriptor, EpollEvents.EPOLLIN, 0);
+        epoll.Add(reload.FileDescriptor, EpollEvents.EPOLLIN, 0);
         epoll.Add(control.FileDescriptor, EpollEvents.EPOLLIN, 1);
 
         int timeout = role.Turn();
-        ServiceManager.Ready(hypervisor.IsControlDomain ? "introducing guests" : "offering this guest");
+        ServiceManager.Ready(activity);
         Span<epoll_event> events = stackalloc epoll_event[4];
         while (true)
         {
@@ -118,22 +167,49 @@ internal static class Program
                 return;
             }
 
+            if (reload.Drain())
+            {
+                _ = Reload();
+            }
+
             faults.Drain();
             timeout = role.Turn();
         }
 
-        void Terminate(PosixSignalContext context)
+        static void Request(PosixSignalContext context, EventFd wanted)
         {
             context.Cancel = true;
-            terminate.Signal();
+            wanted.Signal();
+        }
+
+        // A turn follows each call. Returns what kept the new configuration from coming into force.
+        string? Reload()
+        {
+            try
+            {
+                configuration = load();
+            }
+            catch (ConfigurationException e)
+            {
+                string message = $"{e.Message}; the configuration in force stays";
+                Log.Error(message);
+                ServiceManager.Status($"{activity}; reload failed: {message}");
+                return message;
+            }
+
+            role.Configure(configuration);
+            Log.Info($"configuration reloaded: {configuration.Path ?? $"the defaults, for there is no {Configuration.DefaultPath}"}");
+            ServiceManager.Status(activity);
+            return null;
         }
     }
 
-    private static void WriteStatus(Utf8JsonWriter json, IRole role, IdleMode mode)
+    private static void WriteStatus(Utf8JsonWriter json, IRole role, Configuration configuration, IdleMode mode)
     {
         json.WriteString("version", Version);
         json.WriteNumber("pid", Environment.ProcessId);
         json.WriteString("mode", mode.ToString().ToLowerInvariant());
+        json.WriteString("configuration", configuration.Path);
         json.WriteNumber("garbage_collections", GC.CollectionCount(0));
         json.WriteNumber("resident_bytes", Environment.WorkingSet);
         role.WriteStatus(json);

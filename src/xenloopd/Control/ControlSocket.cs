@@ -5,6 +5,11 @@ using System.Text.Json;
 
 namespace XenLoop.Control;
 
+/// <summary>Answers a request of the control socket: writes the members of the answer's object.</summary>
+/// <param name="json">Inside the object.</param>
+/// <param name="arguments">As many as the request's usage names.</param>
+internal delegate void ControlHandler(Utf8JsonWriter json, ReadOnlySpan<string> arguments);
+
 /// <summary>
 /// The socket on which the operator's command asks: one request line, one JSON answer, end of stream.
 /// Only root can reach it. Every wait is bounded, so a client that says nothing cannot hold the daemon.
@@ -19,19 +24,14 @@ internal sealed class ControlSocket : IDisposable
 
     private readonly string _path;
     private readonly Socket _socket;
-    private readonly Action<Utf8JsonWriter> _writeStatus;
+    private readonly Dictionary<string, (string Usage, int Arguments, ControlHandler Handler)> _requests = [];
 
     /// <exception cref="IOException">The path cannot be listened on: another daemon runs, or the directory is not writable.</exception>
-    public ControlSocket(string path, Action<Utf8JsonWriter> writeStatus)
+    public ControlSocket(string path)
     {
         _path = path;
-        _writeStatus = writeStatus;
         Directory.CreateDirectory(Path.GetDirectoryName(path)!, UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.UserExecute);
-        if (IsAnswered(path))
-        {
-            throw new IOException($"another xenloopd answers on {path}; stop it first (systemctl stop xenloopd)");
-        }
-
+        ThrowIfAnswered(path);
         File.Delete(path);
         _socket = new Socket(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified);
         _socket.Bind(new UnixDomainSocketEndPoint(path));
@@ -41,6 +41,31 @@ internal sealed class ControlSocket : IDisposable
     }
 
     public int FileDescriptor => (int)_socket.SafeHandle.DangerousGetHandle();
+
+    /// <exception cref="IOException">A daemon answers on <paramref name="path"/>.</exception>
+    public static void ThrowIfAnswered(string path)
+    {
+        try
+        {
+            using Socket probe = new(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified);
+            probe.Connect(new UnixDomainSocketEndPoint(path));
+        }
+        catch (SocketException)
+        {
+            return;
+        }
+
+        throw new IOException($"another xenloopd answers on {path}; stop it first (systemctl stop xenloopd)");
+    }
+
+    /// <summary>Makes a request known. Before the first <see cref="Serve"/>.</summary>
+    /// <param name="usage">The request and a word for each argument it takes, as "quiesce DOMAIN".</param>
+    /// <param name="handler">Runs inside <see cref="Serve"/>.</param>
+    public void Register(string usage, ControlHandler handler)
+    {
+        string[] words = usage.Split(' ');
+        _requests.Add(words[0], (usage, words.Length - 1, handler));
+    }
 
     /// <summary>Answers one client. Call when the descriptor is readable.</summary>
     public void Serve()
@@ -73,32 +98,19 @@ internal sealed class ControlSocket : IDisposable
         using (Utf8JsonWriter json = new(buffer, new JsonWriterOptions { Indented = true }))
         {
             json.WriteStartObject();
-            if (request == "status")
+            string[] words = request.Split(' ', StringSplitOptions.RemoveEmptyEntries);
+            if (words.Length > 0 && _requests.TryGetValue(words[0], out var known) && known.Arguments == words.Length - 1)
             {
-                _writeStatus(json);
+                known.Handler(json, words.AsSpan(1));
             }
             else
             {
-                json.WriteString("error", $"unknown request \"{request}\"; known: status");
+                json.WriteString("error", $"unknown request \"{request}\"; known: {string.Join(", ", _requests.Values.Select(r => r.Usage))}");
             }
 
             json.WriteEndObject();
         }
 
         return buffer.WrittenSpan;
-    }
-
-    private static bool IsAnswered(string path)
-    {
-        try
-        {
-            using Socket probe = new(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified);
-            probe.Connect(new UnixDomainSocketEndPoint(path));
-            return true;
-        }
-        catch (SocketException)
-        {
-            return false;
-        }
     }
 }

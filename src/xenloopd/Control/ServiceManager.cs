@@ -8,6 +8,9 @@ internal static class ServiceManager
 {
     public static void Ready(string status) => Send($"READY=1\nSTATUS={status}");
 
+    /// <summary>A line that <c>systemctl status</c> shows; no control characters.</summary>
+    public static void Status(string status) => Send($"STATUS={status}");
+
     public static void Stopping() => Send("STOPPING=1");
 
     private static void Send(string state)
