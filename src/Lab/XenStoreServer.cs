@@ -130,6 +130,34 @@ internal sealed class XenStoreServer : IAsyncDisposable
         }
     }
 
+    /// <summary>As libxl removes a device: with the nodes above that are left without children and have no value.</summary>
+    public void CleanUp(string path)
+    {
+        lock (_lock)
+        {
+            Remove(path);
+            for (int end = path.LastIndexOf('/'); end > 0; end = path.LastIndexOf('/', end - 1))
+            {
+                string above = path[..end];
+                if (Read(above) != "" || _tree.Read(0, above).Children.Count > 0)
+                {
+                    return;
+                }
+
+                Remove(above);
+            }
+        }
+    }
+
+    /// <summary>Does all that is to be seen at once.</summary>
+    public void Atomically(Action change)
+    {
+        lock (_lock)
+        {
+            change();
+        }
+    }
+
     /// <summary>What a domain uses of its quotas.</summary>
     public (int Nodes, int Watches, int Connections) Count(ushort domid)
     {
