@@ -1,4 +1,3 @@
-using System.Globalization;
 using System.Net;
 using System.Net.NetworkInformation;
 using XenLoop.Hypervisor;
@@ -12,7 +11,8 @@ internal class LabDomain
 
     public required ushort Domid { get; init; }
 
-    public required string Name { get; init; }
+    /// <summary>As <c>xl list</c> shows it; <see cref="LabHost.RenameAsync"/> changes it.</summary>
+    public required string Name { get; set; }
 
     /// <summary>Network namespace, as <c>ip netns exec</c> takes it.</summary>
     public required string NetNs { get; init; }
@@ -87,30 +87,38 @@ internal class LabDomain
     }
 }
 
-/// <summary>A guest with one vif: <c>eth0</c> here, <c>vif</c>N<c>.0</c> in Dom0, on a bridge there.</summary>
+/// <summary>A guest: each vif is an <c>eth</c>V here and a <c>vif</c>D<c>.</c>V in its backend's domain, on a bridge there.</summary>
 internal sealed class LabGuest : LabDomain
 {
-    public required PhysicalAddress Mac { get; init; }
-
-    public required string Bridge { get; init; }
+    private volatile IReadOnlyList<LabVif> _vifs = [];
 
     public required Guid Uuid { get; init; }
 
-    /// <summary>The MAC as XenStore writes it: <c>00:16:3e:78:00:01</c>.</summary>
-    public string MacText => string.Join(':', Mac.GetAddressBytes().Select(b => b.ToString("x2", CultureInfo.InvariantCulture)));
-
-    /// <summary>eth0's link-local address, made from the MAC.</summary>
-    public IPAddress LinkLocal
+    /// <summary>Those plugged in, by index; of a guest that was destroyed, the last ones.</summary>
+    public IReadOnlyList<LabVif> Vifs
     {
-        get
-        {
-            byte[] m = Mac.GetAddressBytes();
-            return new([0xfe, 0x80, 0, 0, 0, 0, 0, 0, (byte)(m[0] ^ 2), m[1], m[2], 0xff, 0xfe, m[3], m[4], m[5]]);
-        }
+        get => _vifs;
+        set => _vifs = [.. value.OrderBy(v => v.Index)];
     }
 
+    /// <summary>The vif with this index, which is plugged in.</summary>
+    public LabVif this[int vif] =>
+        _vifs.FirstOrDefault(v => v.Index == vif) ?? throw new InvalidOperationException($"{Name} has no vif {vif}.");
+
+    /// <summary>Vif 0's MAC, as all that follows is vif 0's.</summary>
+    public PhysicalAddress Mac => this[0].Mac;
+
+    public string MacText => this[0].MacText;
+
+    public IPAddress LinkLocal => this[0].LinkLocal;
+
+    public string Bridge => this[0].Bridge;
+
+    public string Backend => this[0].Backend;
+
+    /// <summary>The guest's area in XenStore.</summary>
     public string Home => $"/local/domain/{Domid}";
 
-    /// <summary>The vif's backend area in XenStore, which the guest reads and does not write.</summary>
-    public string Backend => $"/local/domain/0/backend/vif/{Domid}/0";
+    /// <summary>What libxl keeps of the guest for itself: no guest reads or writes it.</summary>
+    public string Libxl => $"/libxl/{Domid}";
 }

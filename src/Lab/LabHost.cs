@@ -1,17 +1,16 @@
 using System.ComponentModel;
 using System.Diagnostics;
 using System.Globalization;
-using System.Net;
 using System.Net.NetworkInformation;
-using XenLoop.Interop.Xen;
+using System.Text;
 
 namespace XenLoop.Lab;
 
 /// <summary>
-/// A whole Xen host in one process tree. A domain is a network namespace; Dom0's holds the bridges, and each guest's
-/// <c>eth0</c> is a veth that ends on one. XenStore and the hypervisor are servers in this process, and XenStore holds what
-/// libxl writes, with libxl's permissions. Needs root and iproute2. Nothing outlives <see cref="DisposeAsync"/>, and
-/// what a killed lab leaves behind is removed by the next.
+/// A whole Xen host in one process tree. A domain is a network namespace; Dom0's holds the bridges, as a driver domain's
+/// holds its own, and each vif of a guest is a veth that ends on one. XenStore and the hypervisor are servers in this
+/// process, and XenStore holds what libxl writes, with libxl's permissions (<see cref="LabNodes"/>). Needs root and
+/// iproute2. Nothing outlives <see cref="DisposeAsync"/>, and what a killed lab leaves behind is removed by the next.
 /// </summary>
 internal sealed class LabHost : IAsyncDisposable
 {
@@ -20,13 +19,16 @@ internal sealed class LabHost : IAsyncDisposable
     private const string Prefix = "xl";
     private const int Dom0Index = 254;
 
+    /// <summary>Switches off the second's wait before an IPv6 address may be used; a kernel without IPv6 does not mind.</summary>
+    private const string NoWait = "for c in /proc/sys/net/ipv6/conf/*/accept_dad; do echo 0 > $c; done 2>/dev/null || true";
+
     private static int _instances;
 
     private readonly Lock _lock = new();
     private readonly string _id;
     private readonly string _directory;
     private readonly Dictionary<ushort, LabGuest> _guests = [];
-    private readonly HashSet<string> _bridges = [];
+    private readonly Dictionary<(LabDomain Domain, string Name), Task> _bridges = [];
     private ushort _lastDomid;
     private ushort _lastMac;
 
@@ -40,8 +42,8 @@ internal sealed class LabHost : IAsyncDisposable
             Name = "Domain-0",
             NetNs = $"{_id}-dom0",
             RuntimeDirectory = Path.Combine(_directory, "dom0"),
-            IPv4 = IPv4Of(Dom0Index),
-            IPv6 = IPv6Of(Dom0Index),
+            IPv4 = LabVif.IPv4Of(0, Dom0Index),
+            IPv6 = LabVif.IPv6Of(0, Dom0Index),
         };
     }
 
@@ -50,6 +52,12 @@ internal sealed class LabHost : IAsyncDisposable
     public XenStoreServer Store { get; } = new();
 
     public Broker Broker { get; } = new();
+
+    /// <summary>
+    /// The kernel's bridges know VLANs (CONFIG_BRIDGE_VLAN_FILTERING). Where they do not, a vif's VLAN is in XenStore only,
+    /// and its port reaches all others.
+    /// </summary>
+    public bool HasVlans { get; private set; }
 
     public IReadOnlyList<LabGuest> Guests
     {
@@ -89,69 +97,183 @@ internal sealed class LabHost : IAsyncDisposable
     /// <param name="bridge">A bridge in Dom0, made if it is new.</param>
     /// <param name="domid">A domid to take, as one that was used before; else the next one.</param>
     /// <param name="mac">The vif's MAC, as <c>00:16:3e:xx:xx:xx</c>; else a new one.</param>
-    public async Task<LabGuest> AddGuestAsync(string name, string bridge = DefaultBridge, ushort? domid = null, string? mac = null)
+    public Task<LabGuest> AddGuestAsync(string name, string bridge = DefaultBridge, ushort? domid = null, string? mac = null) =>
+        AddGuestAsync(name, [new(bridge, mac)], domid);
+
+    /// <summary>Creates a guest that is up, with these vifs, from index 0 on.</summary>
+    public async Task<LabGuest> AddGuestAsync(string name, IReadOnlyList<LabVifOptions> vifs, ushort? domid = null)
     {
-        LabGuest guest = Allocate(name, bridge, domid, mac);
-        await AddBridgeAsync(bridge);
-        await ShAsync($"""
-            ip netns add {guest.NetNs}
-            {Ready(guest.NetNs)}
-            ip -n {Dom0.NetNs} link add vif{guest.Domid}.0 type veth peer name eth0 address {guest.MacText} netns {guest.NetNs}
-            ip -n {Dom0.NetNs} link set vif{guest.Domid}.0 master {bridge} up
-            ip -n {guest.NetNs} addr add {guest.IPv4}/24 dev eth0
-            ip -n {guest.NetNs} addr add {guest.IPv6}/64 dev eth0 nodad
-            ip -n {guest.NetNs} link set eth0 up
-            """);
+        LabGuest guest = Allocate(name, vifs, domid);
+        await ShAsync($"ip netns add {guest.NetNs}");
+        await AddLinksAsync(guest, guest.Vifs, first: true);
         Directory.CreateDirectory(guest.RuntimeDirectory);
         Broker.AddDomain(guest.Domid, guest.BrokerSocket);
 
         // As libxl: who hears of the domain finds its nodes.
-        Store.AddDomain(guest.Domid, guest.StoreSocket, () => WriteNodes(guest));
+        Store.AddDomain(guest.Domid, guest.StoreSocket, () =>
+        {
+            LabNodes.Write(Store, guest);
+            foreach (LabVif vif in guest.Vifs)
+            {
+                LabNodes.Write(Store, vif);
+                LabNodes.Connect(Store, vif);
+            }
+        });
         return guest;
     }
 
-    /// <summary>Ends a guest as <c>xl destroy</c> does: nothing in it gets to say goodbye, and its death notices do not run.</summary>
+    /// <summary>
+    /// Ends a guest as <c>xl destroy</c> does: nothing in it gets to say goodbye, and its death notices do not run. The
+    /// vifs whose backend it was have lost both interfaces, and can still be unplugged.
+    /// </summary>
     public async Task DestroyGuestAsync(LabGuest guest)
     {
+        LabVif[] served;
         lock (_lock)
         {
-            if (!_guests.Remove(guest.Domid))
+            if (!IsAlive(guest))
             {
                 return;
+            }
+
+            _guests.Remove(guest.Domid);
+            served = [.. _guests.Values.SelectMany(g => g.Vifs).Where(v => v.BackendDomain == guest)];
+            foreach ((LabDomain, string) bridge in _bridges.Keys.Where(b => b.Domain == guest).ToArray())
+            {
+                _bridges.Remove(bridge);
             }
         }
 
         Broker.RemoveDomain(guest.Domid);
-        await RemoveNamespaceAsync(guest, $"ip -n {Dom0.NetNs} link del vif{guest.Domid}.0 2>/dev/null || true");
-        Store.Remove($"/local/domain/0/backend/vif/{guest.Domid}");
-        Store.Remove($"/libxl/{guest.Domid}");
-        Store.Remove($"/vm/{guest.Uuid}");
-        Store.Remove(guest.Home);
+        guest.KillAll();
+        await ShAsync($"""
+            {Kill(guest.NetNs)}
+            {RemoveLinks([.. served, .. guest.Vifs.Where(v => IsAlive(v.BackendDomain))])}
+            {RemoveNamespace(guest.NetNs)}
+            """);
+        LabNodes.Remove(Store, guest);
         await Store.RemoveDomainAsync(guest.Domid);
         Directory.Delete(guest.RuntimeDirectory, recursive: true);
     }
 
-    public async ValueTask DisposeAsync()
+    /// <summary>As <c>xl network-attach</c>; but the index can be chosen.</summary>
+    public async Task<LabVif> PlugAsync(LabGuest guest, int index, LabVifOptions options)
     {
-        foreach (LabGuest guest in Guests)
+        LabVif vif;
+        lock (_lock)
         {
-            await DestroyGuestAsync(guest);
+            if (!IsAlive(guest) || guest.Vifs.Any(v => v.Index == index))
+            {
+                throw new ArgumentException($"There is no guest {guest.Name}, or it has a vif {index} already.");
+            }
+
+            vif = NewVif(guest, index, options);
+            guest.Vifs = [.. guest.Vifs, vif];
         }
 
+        Store.Atomically(() => LabNodes.Write(Store, vif));
+        LabNodes.Offer(Store, vif);
+        await AddLinksAsync(guest, [vif]);
+        LabNodes.Connect(Store, vif);
+        return vif;
+    }
+
+    /// <summary>As <c>xl network-detach</c>, from a guest that plays along.</summary>
+    public async Task UnplugAsync(LabGuest guest, int index)
+    {
+        LabVif vif;
+        lock (_lock)
+        {
+            if (!IsAlive(guest))
+            {
+                return;
+            }
+
+            vif = guest[index];
+            guest.Vifs = [.. guest.Vifs.Where(v => v != vif)];
+        }
+
+        // The nodes of a backend that is gone went with it, and are not to be created again.
+        if (IsAlive(vif.BackendDomain))
+        {
+            Store.Atomically(() => LabNodes.Close(Store, vif));
+            await ShAsync(RemoveLinks([vif]));
+            LabNodes.Closed(Store, vif);
+        }
+
+        Store.Atomically(() => LabNodes.Remove(Store, vif));
+    }
+
+    /// <summary>Gives a vif another MAC, which only another vif can have: unplugs it and plugs in one that is like it.</summary>
+    public async Task<LabVif> SetMacAsync(LabGuest guest, int index, string mac)
+    {
+        LabVif old = guest[index];
+        await UnplugAsync(guest, index);
+        return await PlugAsync(guest, index, new(old.Bridge, mac, old.Vlan, old.BackendDomain));
+    }
+
+    /// <summary>
+    /// Moves a vif to another bridge of its backend's domain as an administrator does by hand: XenStore does not hear of
+    /// it, and the port has the new bridge's own VLAN.
+    /// </summary>
+    public async Task MoveAsync(LabGuest guest, int index, string bridge)
+    {
+        LabVif vif = guest[index];
+        await AddBridgeAsync(vif.BackendDomain, bridge);
+        await ShAsync($"ip -n {vif.BackendDomain.NetNs} link set {vif.BackendInterface} master {bridge}");
+        lock (_lock)
+        {
+            guest.Vifs = [.. guest.Vifs.Where(v => v != vif), vif with { Bridge = bridge, Vlan = null }];
+        }
+    }
+
+    /// <summary>As <c>xl rename</c>. What the lab has named after the guest keeps its name.</summary>
+    public Task RenameAsync(LabGuest guest, string name)
+    {
+        lock (_lock)
+        {
+            if (_guests.Values.Any(g => g.Name == name))
+            {
+                throw new ArgumentException($"There is a guest {name} already.");
+            }
+
+            guest.Name = name;
+        }
+
+        Store.Atomically(() =>
+        {
+            Store.Write($"{guest.Home}/name", name);
+            Store.Write($"/vm/{guest.Uuid}/name", name);
+        });
+        return Task.CompletedTask;
+    }
+
+    public async ValueTask DisposeAsync()
+    {
+        LabGuest[] guests;
+        lock (_lock)
+        {
+            guests = [.. _guests.Values];
+            _guests.Clear();
+        }
+
+        // All at once, for one by one it takes seconds where there are hundreds.
+        foreach (LabDomain domain in guests.Append(Dom0))
+        {
+            domain.KillAll();
+        }
+
+        string[] namespaces = [.. guests.Append(Dom0).Select(d => d.NetNs)];
+        await ShAsync(string.Join('\n', namespaces.Select(Kill).Concat(namespaces.Select(RemoveNamespace))));
         Broker.Dispose();
         await Store.DisposeAsync();
-        await RemoveNamespaceAsync(Dom0);
         if (Directory.Exists(_directory))
         {
             Directory.Delete(_directory, recursive: true);
         }
     }
 
-    private static IPAddress IPv4Of(int index) => new([10, 78, 0, (byte)index]);
-
-    private static IPAddress IPv6Of(int index) => IPAddress.Parse($"fd78::{index:x}");
-
-    private LabGuest Allocate(string name, string bridge, ushort? domid, string? mac)
+    private LabGuest Allocate(string name, IReadOnlyList<LabVifOptions> vifs, ushort? domid)
     {
         lock (_lock)
         {
@@ -163,35 +285,108 @@ internal sealed class LabHost : IAsyncDisposable
             int index = Enumerable.Range(1, Dom0Index - 1).Except(_guests.Values.Select(g => (int)g.IPv4.GetAddressBytes()[3])).First();
             ushort number = domid ?? (ushort)(_lastDomid + 1);
             _lastDomid = Math.Max(_lastDomid, number);
-            _lastMac++;
+
+            // The number, for a name is free again when its guest is renamed.
             LabGuest guest = new()
             {
                 Domid = number,
                 Name = name,
-                NetNs = $"{_id}-{name}",
-                RuntimeDirectory = Path.Combine(_directory, name),
-                IPv4 = IPv4Of(index),
-                IPv6 = IPv6Of(index),
-                Mac = PhysicalAddress.Parse(mac ?? $"00:16:3e:78:{_lastMac >> 8:x2}:{_lastMac & 0xff:x2}"),
-                Bridge = bridge,
+                NetNs = $"{_id}-{number}-{name}",
+                RuntimeDirectory = Path.Combine(_directory, $"{number}-{name}"),
+                IPv4 = LabVif.IPv4Of(0, index),
+                IPv6 = LabVif.IPv6Of(0, index),
                 Uuid = Guid.NewGuid(),
             };
+            guest.Vifs = [.. vifs.Select((options, i) => NewVif(guest, i, options))];
             _guests.Add(number, guest);
             return guest;
         }
     }
 
+    /// <summary>Call with the lock held.</summary>
+    private LabVif NewVif(LabGuest guest, int index, LabVifOptions options)
+    {
+        ArgumentOutOfRangeException.ThrowIfGreaterThan(index, LabVif.IndexMax);
+        LabDomain backend = options.BackendDomain ?? Dom0;
+        if (!IsAlive(backend))
+        {
+            throw new ArgumentException($"The driver domain {backend.Name} is gone.");
+        }
+
+        _lastMac++;
+        return new()
+        {
+            Guest = guest,
+            Index = index,
+            Mac = PhysicalAddress.Parse(options.Mac ?? $"00:16:3e:78:{_lastMac >> 8:x2}:{_lastMac & 0xff:x2}"),
+            Bridge = options.Bridge,
+            Vlan = options.Vlan,
+            BackendDomain = backend,
+        };
+    }
+
+    private bool IsAlive(LabDomain domain)
+    {
+        lock (_lock)
+        {
+            return domain == Dom0 || _guests.GetValueOrDefault(domain.Domid) == domain;
+        }
+    }
+
+    /// <summary>Makes the interfaces of vifs, at both ends. The guest's come up last: nothing is sent on a port that is not set up.</summary>
+    /// <param name="guest">The guest of the vifs.</param>
+    /// <param name="vifs">Its new vifs.</param>
+    /// <param name="first">The guest's namespace is new as well.</param>
+    private async Task AddLinksAsync(LabGuest guest, IReadOnlyList<LabVif> vifs, bool first = false)
+    {
+        StringBuilder script = new();
+        foreach (IGrouping<LabDomain, LabVif> backend in vifs.GroupBy(v => v.BackendDomain))
+        {
+            foreach (string bridge in backend.Select(v => v.Bridge).Distinct())
+            {
+                await AddBridgeAsync(backend.Key, bridge);
+            }
+
+            Batch(script, $"ip -n {backend.Key.NetNs} -batch -", backend.Select(v =>
+                $"link add {v.BackendInterface} master {v.Bridge} up type veth peer name {v.Interface} address {v.MacText} netns {guest.NetNs}"));
+            LabVif[] tagged = [.. backend.Where(v => HasVlans && v.Vlan is not null)];
+            if (tagged.Length > 0)
+            {
+                Batch(script, $"ip -n {backend.Key.NetNs} -batch -", tagged.Select(v => $"link set {v.Bridge} type bridge vlan_filtering 1"));
+                Batch(script, $"bridge -n {backend.Key.NetNs} -batch -", tagged.SelectMany(v => new[]
+                {
+                    $"vlan del dev {v.BackendInterface} vid 1",
+                    $"vlan add dev {v.BackendInterface} vid {v.Vlan} pvid untagged",
+                }));
+            }
+        }
+
+        Batch(script, $"ip netns exec {guest.NetNs} sh -c '{NoWait}; exec ip -batch -'", vifs.SelectMany(v => new[]
+        {
+            $"addr add {v.IPv4}/24 dev {v.Interface}",
+            $"addr add {v.IPv6}/64 dev {v.Interface} nodad",
+            $"link set {v.Interface} up",
+        }).Prepend(first ? "link set lo up" : ""));
+        await ShAsync(script.ToString());
+    }
+
+    /// <summary>Adds a command that reads lines, each of which would else be a process.</summary>
+    private static void Batch(StringBuilder script, string command, IEnumerable<string> lines, bool mayFail = false) =>
+        script.Append(command).Append(mayFail ? " <<END 2>/dev/null || true\n" : " <<END\n").AppendJoin('\n', lines).Append("\nEND\n");
+
     private async Task StartDom0Async()
     {
         await ShAsync($"""
             ip netns add {Dom0.NetNs}
-            {Ready(Dom0.NetNs)}
+            ip netns exec {Dom0.NetNs} sh -c '{NoWait}; ip link set lo up'
             """);
-        await AddBridgeAsync(DefaultBridge);
-        await ShAsync($"""
+        await AddBridgeAsync(Dom0, DefaultBridge);
+        string files = await ShAsync($"""
             ip -n {Dom0.NetNs} addr add {Dom0.IPv4}/24 dev {DefaultBridge}
             ip -n {Dom0.NetNs} addr add {Dom0.IPv6}/64 dev {DefaultBridge} nodad
+            ip netns exec {Dom0.NetNs} ls /sys/class/net/{DefaultBridge}/bridge
             """);
+        HasVlans = files.Contains("vlan_filtering", StringComparison.Ordinal);
         Directory.CreateDirectory(Dom0.RuntimeDirectory);
         Broker.AddDomain(0, Dom0.BrokerSocket);
         Store.AddDomain(0, Dom0.StoreSocket);
@@ -199,84 +394,38 @@ internal sealed class LabHost : IAsyncDisposable
         Store.Write("/local/domain/0/name", Dom0.Name);
     }
 
-    private async Task AddBridgeAsync(string bridge)
+    /// <summary>Ends when the bridge is there, whoever makes it.</summary>
+    private Task AddBridgeAsync(LabDomain domain, string bridge)
     {
         lock (_lock)
         {
-            if (!_bridges.Add(bridge))
+            if (!_bridges.TryGetValue((domain, bridge), out Task? made))
             {
-                return;
+                // Without snooping: a bridge that has not yet heard who listens drops the neighbour discovery of a new guest.
+                made = ShAsync($"ip -n {domain.NetNs} link add {bridge} up type bridge mcast_snooping 0");
+                _bridges.Add((domain, bridge), made);
             }
-        }
 
-        // Without snooping: a bridge that has not yet heard who listens drops the neighbour discovery of a new guest.
-        await ShAsync($"ip -n {Dom0.NetNs} link add {bridge} type bridge mcast_snooping 0 && ip -n {Dom0.NetNs} link set {bridge} up");
+            return made;
+        }
     }
 
-    /// <summary>Brings up lo, and switches off the second's wait before an IPv6 address may be used.</summary>
-    private static string Ready(string netns) => $"""
-        ip -n {netns} link set lo up
-        ip netns exec {netns} sh -c 'for c in all default; do echo 0 > /proc/sys/net/ipv6/conf/$c/accept_dad; done' 2>/dev/null || true
-        """;
-
-    /// <summary>What libxl writes (libxl_create.c, libxl_nic.c), as far as programs of guests and Dom0 look at it.</summary>
-    private void WriteNodes(LabGuest guest)
+    /// <summary>A shell command that removes vifs' interfaces: with one end of a veth goes the other. Those that are gone already are no error.</summary>
+    private static string RemoveLinks(IEnumerable<LabVif> vifs)
     {
-        (ushort, XenStoreAccess)[] readOnly = [(0, XenStoreAccess.None), (guest.Domid, XenStoreAccess.Read)];
-        (ushort, XenStoreAccess)[] own = [(guest.Domid, XenStoreAccess.None)];
-        (ushort, XenStoreAccess)[] frontend = [(guest.Domid, XenStoreAccess.None), (0, XenStoreAccess.Read)];
-        string domid = guest.Domid.ToString(CultureInfo.InvariantCulture);
-
-        Store.Write(guest.Home, "", readOnly);
-        Store.Write($"{guest.Home}/vm", $"/vm/{guest.Uuid}");
-        Store.Write($"{guest.Home}/name", guest.Name);
-        Store.Write($"{guest.Home}/domid", domid);
-        Store.Write($"{guest.Home}/control", "", readOnly);
-        Store.Write($"{guest.Home}/control/shutdown", "", own);
-        foreach (string area in new[] { "data", "drivers", "feature", "attr", "error" })
+        StringBuilder script = new();
+        foreach (IGrouping<LabDomain, LabVif> backend in vifs.GroupBy(v => v.BackendDomain))
         {
-            Store.Write($"{guest.Home}/{area}", "", own);
+            Batch(script, $"ip -n {backend.Key.NetNs} -force -batch -", backend.Select(v => $"link del {v.BackendInterface}"), mayFail: true);
         }
 
-        Store.Write($"/vm/{guest.Uuid}", "", readOnly);
-        Store.Write($"/vm/{guest.Uuid}/uuid", guest.Uuid.ToString());
-        Store.Write($"/vm/{guest.Uuid}/name", guest.Name);
-        Store.Write($"/libxl/{domid}", "", (0, XenStoreAccess.None));
-
-        string device = $"{guest.Home}/device/vif/0";
-        Store.Write(guest.Backend, "", readOnly);
-        foreach ((string node, string value) in new[]
-        {
-            ("frontend", device), ("frontend-id", domid), ("online", "1"), ("script", "/etc/xen/scripts/vif-bridge"),
-            ("mac", guest.MacText), ("bridge", guest.Bridge), ("handle", "0"), ("type", "vif"),
-            ("hotplug-status", "connected"), ("state", "4"),
-        })
-        {
-            Store.Write($"{guest.Backend}/{node}", value);
-        }
-
-        Store.Write(device, "", frontend);
-        foreach ((string node, string value) in new[]
-        {
-            ("backend", guest.Backend), ("backend-id", "0"), ("handle", "0"), ("mac", guest.MacText), ("state", "4"),
-        })
-        {
-            Store.Write($"{device}/{node}", value);
-        }
+        return script.ToString();
     }
 
-    private static Task RemoveNamespaceAsync(LabDomain domain, string more = "")
-    {
-        domain.KillAll();
-        return RemoveNamespaceAsync(domain.NetNs, more);
-    }
+    /// <summary>A shell command that ends what runs in a namespace, which would keep it.</summary>
+    private static string Kill(string netns) => $"for pid in $(ip netns pids {netns} 2>/dev/null); do kill -KILL $pid || true; done";
 
-    /// <summary>Ends what runs in a namespace, which would keep it, and then the namespace.</summary>
-    private static Task RemoveNamespaceAsync(string netns, string more = "") => ShAsync($"""
-        for pid in $(ip netns pids {netns} 2>/dev/null); do kill -KILL $pid || true; done
-        {more}
-        ip netns del {netns} 2>/dev/null || true
-        """);
+    private static string RemoveNamespace(string netns) => $"ip netns del {netns} 2>/dev/null || true";
 
     /// <summary>Removes what labs whose process is gone have left: namespaces, children of the processes they started, files.</summary>
     private static async Task RemoveLeftoversAsync()
@@ -291,7 +440,7 @@ internal sealed class LabHost : IAsyncDisposable
             string pid = netns[Prefix.Length..].Split('-')[0];
             if (int.TryParse(pid, NumberStyles.None, CultureInfo.InvariantCulture, out _) && !Directory.Exists($"/proc/{pid}"))
             {
-                await RemoveNamespaceAsync(netns);
+                await ShAsync($"{Kill(netns)}\n{RemoveNamespace(netns)}");
             }
         }
 
@@ -305,12 +454,12 @@ internal sealed class LabHost : IAsyncDisposable
         }
     }
 
-    private static async Task ShAsync(string script)
+    /// <returns>What the script wrote to stdout.</returns>
+    private static async Task<string> ShAsync(string script)
     {
         using Process process = StartSh(script);
         Task<string> output = process.StandardOutput.ReadToEndAsync();
         string errors = await process.StandardError.ReadToEndAsync();
-        await output;
         await process.WaitForExitAsync();
         if (process.ExitCode == 127)
         {
@@ -321,6 +470,8 @@ internal sealed class LabHost : IAsyncDisposable
         {
             throw new InvalidOperationException($"The lab cannot set up its network: {errors.Trim()}");
         }
+
+        return await output;
     }
 
     private static Process StartSh(string script)
