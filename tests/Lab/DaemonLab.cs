@@ -127,9 +127,29 @@ internal sealed class DaemonLab : IAsyncDisposable
         }
     }
 
-    /// <summary>Waits until both guests divert to each other, in the same session.</summary>
-    public Task ChannelUpAsync(LabGuest a, LabGuest b) => UntilAsync(
-        () => $"a channel from {a.Name} to {b.Name}; states {State(a, b)}, {State(b, a)}", () => IsUp(a, b));
+    /// <summary>Pings until both guests divert to each other, in the same session.</summary>
+    public async Task ChannelUpAsync(LabGuest a, LabGuest b)
+    {
+        using CancellationTokenSource up = new();
+        Task pinging = PingAsync();
+        try
+        {
+            await UntilAsync(() => $"a channel from {a.Name} to {b.Name}; states {State(a, b)}, {State(b, a)}", () => IsUp(a, b));
+        }
+        finally
+        {
+            await up.CancelAsync();
+            await pinging;
+        }
+
+        async Task PingAsync()
+        {
+            while (!up.IsCancellationRequested)
+            {
+                await a.RunAsync($"ping -q -c 1 -W 0.3 {b.IPv4}", CancellationToken.None);
+            }
+        }
+    }
 
     public bool IsUp(LabGuest a, LabGuest b) =>
         Said(a, b) is { Phase: ChannelPhase.Connected } mine

@@ -26,6 +26,7 @@ internal sealed class HandPeer : IDisposable
     private SharedMemory? _rings;
     private RingProducer? _producer;
     private RingConsumer? _consumer;
+    private ulong _calls;
 
     private HandPeer(DaemonLab lab, LabGuest self, LabGuest other)
     {
@@ -88,8 +89,9 @@ internal sealed class HandPeer : IDisposable
     public void Say(string text)
     {
         string node = $"data/xenloop/0-{_other.Domid}-0";
-        _store.Write(node, text);
+        _store.MakeDirectory(node);
         _store.SetPermissions(node, (_self.Domid, XenStoreAccess.None), (_other.Domid, XenStoreAccess.Read));
+        _store.Write(node, text);
     }
 
     public void Notify() => _events!.Notify();
@@ -127,9 +129,12 @@ internal sealed class HandPeer : IDisposable
         await _lab.UntilAsync("the connector diverts", () => DaemonLab.State(_other, _self) == "running");
     }
 
-    /// <summary>As connector: waits for a session not seen yet.</summary>
-    public Task ListenerAsync() => _lab.UntilAsync(
-        "the listener makes a new attempt", () => OtherSays is { Phase: ChannelPhase.Listening } other && other.Session != Session);
+    /// <summary>As connector: calls, and waits for a session not seen yet.</summary>
+    public Task ListenerAsync()
+    {
+        Say(new ChannelState(ChannelPhase.Calling, ++_calls).ToString());
+        return _lab.UntilAsync("the listener makes a new attempt", () => OtherSays is { Phase: ChannelPhase.Listening } other && other.Session != Session);
+    }
 
     /// <summary>As connector: builds a channel by the book.</summary>
     public async Task ConnectAsync()

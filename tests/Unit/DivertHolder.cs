@@ -35,14 +35,16 @@ namespace XenLoop.Tests.Unit
             {
                 tap.BringUp(rtnetlink, 1500, 1000);
             }
+            BpfRingBuffer demands = new("test_demand", 4096);
             VifDivert divert = VifDivert.Attach(
-                "eth0", MacAddress.Parse(parts[1]), 1, (DivertRung)int.Parse(parts[0], CultureInfo.InvariantCulture));
+                "eth0", MacAddress.Parse(parts[1]), 1, 0, demands, (DivertRung)int.Parse(parts[0], CultureInfo.InvariantCulture));
             divert.Connect(MacAddress.Parse(parts[2]), tap.Index, 0);
             divert.Stamp(0).Open();
             Console.WriteLine("holding");
             Thread.Sleep(Timeout.Infinite);
             GC.KeepAlive(divert);
             GC.KeepAlive(tap);
+            GC.KeepAlive(demands);
         }
 
         /// <summary>TCX programs at the egress of an interface (BPF_PROG_QUERY).</summary>

@@ -140,7 +140,14 @@ internal sealed unsafe class TestGuest : IDisposable
     }
 
     /// <summary>Sends a frame out of eth0 as the guest's own stack would, and as a bridge would when the source is foreign.</summary>
-    public void Send(MacAddress destination, MacAddress source, byte mark = 0, int length = 60) => Namespace.Run(() =>
+    public void Send(MacAddress destination, MacAddress source, byte mark = 0, int length = 60)
+    {
+        byte[] frame = Frame.Ethernet(destination, source, 0x88B5, new byte[length - Frame.EthernetHeader]);
+        frame[^1] = mark;
+        Send(frame);
+    }
+
+    public void Send(byte[] frame) => Namespace.Run(() =>
     {
         const int AF_PACKET = 17;
         int fd = LibC.socket(AF_PACKET, LibC.SOCK_RAW | LibC.SOCK_CLOEXEC, 0);
@@ -154,8 +161,6 @@ internal sealed unsafe class TestGuest : IDisposable
         {
             throw new NativeException("bind", "eth0", LibC.errno);
         }
-        byte[] frame = Frame.Ethernet(destination, source, 0x88B5, new byte[length - Frame.EthernetHeader]);
-        frame[^1] = mark;
         fixed (byte* pointer = frame)
         {
             if (LibC.send(fd, pointer, frame.Length, 0) != frame.Length)

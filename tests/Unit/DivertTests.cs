@@ -14,6 +14,9 @@ public sealed class DivertTests : IDisposable
     private static MacAddress Stranger { get; } = MacAddress.Parse("00:16:3e:00:00:99");
     private static MacAddress Broadcast { get; } = MacAddress.Parse("ff:ff:ff:ff:ff:ff");
 
+    private const int Vif = 3;
+
+    private readonly BpfRingBuffer _demands = new("test_demand", 4096);
     private readonly TestGuest _guest = new("00:16:3e:00:00:01", "10.0.0.1");
 
     /// <summary>What this kernel has: TCX came with Linux 6.6. Numbers, for the enumerations are internal and tests public.</summary>
@@ -35,7 +38,11 @@ public sealed class DivertTests : IDisposable
 
     private static bool HasTcx => Environment.OSVersion.Version >= new Version(6, 6);
 
-    public void Dispose() => _guest.Dispose();
+    public void Dispose()
+    {
+        _guest.Dispose();
+        _demands.Dispose();
+    }
 
     [Fact]
     public void Without_a_choice_the_best_rung_of_the_kernel_is_taken()
@@ -81,7 +88,7 @@ public sealed class DivertTests : IDisposable
     {
         using VifDivert divert = Attach((DivertRung)rung);
         using TapDevice tap = _guest.OpenChannelTap();
-        divert.Track(Peer);
+        divert.Track(Peer, 0);
 
         _guest.Send(Peer, _guest.Mac);
         _guest.Send(Peer, _guest.Mac);
@@ -93,7 +100,7 @@ public sealed class DivertTests : IDisposable
         divert.Stamp(3).Open();
         _guest.Send(Peer, _guest.Mac, length: 100);
         Assert.NotNull(Frame.Read(tap));
-        divert.Track(Peer);
+        divert.Track(Peer, 0);
         Assert.Equal(new DivertCounters(3, 1, 100), divert.Read(Peer));
 
         divert.Disconnect(Peer);
@@ -238,7 +245,7 @@ public sealed class DivertTests : IDisposable
         using TapDevice ours = _guest.OpenChannelTap();
         using TapDevice theirs = peer.OpenChannelTap();
         using VifDivert here = Attach((DivertRung)rung);
-        using VifDivert there = peer.Namespace.Run(() => VifDivert.Attach("eth0", peer.Mac, 4, (DivertRung)rung));
+        using VifDivert there = peer.Namespace.Run(() => VifDivert.Attach("eth0", peer.Mac, 4, 0, _demands, (DivertRung)rung));
         using IDisposable reinjectHere = _guest.Namespace.Run(() => here.AttachReinjection(ours));
         using IDisposable reinjectThere = peer.Namespace.Run(() => there.AttachReinjection(theirs));
         here.Connect(peer.Mac, ours.Index, 0);
@@ -394,6 +401,101 @@ public sealed class DivertTests : IDisposable
 
     [Theory]
     [MemberData(nameof(Rungs))]
+    public void A_peer_that_gets_its_rate_of_packets_is_reported_once_in_a_second(int rung)
+    {
+        using VifDivert divert = Attach((DivertRung)rung);
+        divert.Track(Peer, 3);
+        SendIPv4(2);
+        Assert.False(_demands.TryTake(out Demand _));
+        SendIPv4(6);
+        Assert.True(_demands.TryTake(out Demand demand));
+        Assert.Equal(new Demand { Address = Peer.Bits, Vif = Vif, PacketsBefore = 0 }, demand);
+        Assert.False(_demands.TryTake(out Demand _));
+
+        // The next second's report tells how many there were in this one.
+        Thread.Sleep(1050);
+        SendIPv4(3);
+        Assert.True(_demands.TryTake(out demand));
+        Assert.Equal(8u, demand.PacketsBefore);
+
+        divert.Track(Peer, 0);
+        Thread.Sleep(1050);
+        SendIPv4(3);
+        Assert.False(_demands.TryTake(out Demand _));
+    }
+
+    [Theory]
+    [MemberData(nameof(Rungs))]
+    public void Only_what_applications_send_is_reported(int rung)
+    {
+        using VifDivert divert = Attach((DivertRung)rung);
+        divert.Track(Peer, 1);
+        _guest.Send(Frame.Ethernet(Peer, _guest.Mac, 0x0806, new byte[46])); // ARP
+        for (byte type = 133; type <= 137; type++)
+        {
+            _guest.Send(Icmpv6(type)); // neighbour discovery
+        }
+
+        _guest.Send(Frame.Ethernet(Stranger, _guest.Mac, 0x0800, new byte[46]));
+        _guest.Send(Frame.Ethernet(Peer, Stranger, 0x0800, new byte[46]));
+        Assert.False(_demands.TryTake(out Demand _));
+
+        _guest.Send(Icmpv6(128)); // echo request
+        Assert.True(_demands.TryTake(out Demand _));
+        divert.Forget(Peer);
+        divert.Track(Peer, 1);
+        _guest.Send(Icmpv6(143)); // a type beyond neighbour discovery's
+        Assert.True(_demands.TryTake(out Demand _));
+    }
+
+    [Theory]
+    [MemberData(nameof(Rungs))]
+    public void A_queue_of_reports_that_is_full_costs_no_packet(int rung)
+    {
+        using VifDivert divert = Attach((DivertRung)rung);
+        const int Peers = 400;
+        for (int i = 0; i < Peers; i++)
+        {
+            MacAddress peer = MacAddress.Parse($"00:16:3e:11:{i >> 8:x2}:{i & 255:x2}");
+            divert.Track(peer, 1);
+            _guest.Send(Frame.Ethernet(peer, _guest.Mac, 0x0800, new byte[46]));
+            Assert.NotNull(Frame.Read(_guest.Eth0));
+        }
+
+        int reports = 0;
+        while (_demands.TryTake(out Demand demand))
+        {
+            Assert.Equal(Vif, demand.Vif);
+            reports++;
+        }
+
+        Assert.InRange(reports, 100, Peers - 1);
+        divert.Track(Peer, 1);
+        SendIPv4(1);
+        Assert.True(_demands.TryTake(out Demand _));
+    }
+
+    [Theory]
+    [MemberData(nameof(Rungs))]
+    public void Frames_with_a_VLAN_tag_stay_on_eth0(int rung)
+    {
+        using VifDivert divert = Attach((DivertRung)rung);
+        using TapDevice tap = _guest.OpenChannelTap();
+        divert.Connect(Peer, tap.Index, 0);
+        divert.Stamp(0).Open();
+        foreach (ushort tag in new ushort[] { 0x8100, 0x88a8 })
+        {
+            _guest.Send(Frame.Ethernet(Peer, _guest.Mac, tag, new byte[46]));
+            Assert.NotNull(Frame.Read(_guest.Eth0));
+        }
+
+        Assert.Null(Frame.Read(tap, 20));
+        SendIPv4(1);
+        Assert.NotNull(Frame.Read(tap));
+    }
+
+    [Theory]
+    [MemberData(nameof(Rungs))]
     public void An_interface_that_goes_away_first_does_no_harm(int rung)
     {
         VifDivert divert = Attach((DivertRung)rung);
@@ -406,13 +508,30 @@ public sealed class DivertTests : IDisposable
     public void The_error_names_the_interface_that_is_missing()
     {
         Interop.NativeException error = Assert.Throws<Interop.NativeException>(
-            () => _guest.Namespace.Run(() => VifDivert.Attach("eth9", _guest.Mac, 1)));
+            () => _guest.Namespace.Run(() => VifDivert.Attach("eth9", _guest.Mac, 1, 0, _demands)));
 
         Assert.Contains("eth9", error.Message, StringComparison.Ordinal);
         Assert.Contains("ENODEV", error.Message, StringComparison.Ordinal);
     }
 
-    private VifDivert Attach(DivertRung? rung) => _guest.Namespace.Run(() => VifDivert.Attach("eth0", _guest.Mac, 4, rung));
+    private VifDivert Attach(DivertRung? rung) => _guest.Namespace.Run(() => VifDivert.Attach("eth0", _guest.Mac, 4, Vif, _demands, rung));
+
+    private void SendIPv4(int count)
+    {
+        for (int i = 0; i < count; i++)
+        {
+            _guest.Send(Frame.Ethernet(Peer, _guest.Mac, 0x0800, new byte[46]));
+        }
+    }
+
+    private byte[] Icmpv6(byte type)
+    {
+        byte[] packet = new byte[60];
+        packet[0] = 0x60;
+        packet[6] = 58;
+        packet[40] = type;
+        return Frame.Ethernet(Peer, _guest.Mac, 0x86dd, packet);
+    }
 
     private int TcxPrograms() => !HasTcx ? 0 : _guest.Namespace.Run(() => DivertHolder.CountTcxPrograms(_guest.Eth0.Index));
 

@@ -30,6 +30,8 @@ internal static unsafe partial class Bpf
 
     private const uint BPF_MAP_TYPE_HASH = 1;
     private const uint BPF_MAP_TYPE_ARRAY = 2;
+    private const uint BPF_MAP_TYPE_RINGBUF = 27;
+    private const uint BPF_F_NO_PREALLOC = 1 << 0;
     private const uint BPF_F_MMAPABLE = 1 << 10;
     private const uint BPF_PROG_TYPE_SCHED_CLS = 3;
     private const int BPF_OBJ_NAME_LEN = 16;
@@ -40,10 +42,14 @@ internal static unsafe partial class Bpf
     /// <param name="name">At most 15 characters; shown by bpftool.</param>
     /// <param name="keySize">Bytes.</param>
     /// <param name="valueSize">Bytes.</param>
-    /// <param name="entries">Room for so many, allocated at once.</param>
+    /// <param name="entries">At most so many; each is allocated when it is added.</param>
     /// <exception cref="NativeException">The kernel has no bpf(2), or the process may not use it.</exception>
     public static SafeFd CreateHash(string name, int keySize, int valueSize, int entries) =>
-        CreateMap(name, BPF_MAP_TYPE_HASH, keySize, valueSize, entries, 0);
+        CreateMap(name, BPF_MAP_TYPE_HASH, keySize, valueSize, entries, BPF_F_NO_PREALLOC);
+
+    /// <summary>See <see cref="BpfRingBuffer"/>.</summary>
+    public static SafeFd CreateRingBuffer(string name, int bytes) =>
+        CreateMap(name, BPF_MAP_TYPE_RINGBUF, 0, 0, bytes, 0);
 
     /// <summary>An array that can be mapped into the process, so that kernel and process share the values.</summary>
     /// <param name="name">At most 15 characters; shown by bpftool.</param>

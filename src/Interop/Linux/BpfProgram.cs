@@ -24,6 +24,7 @@ internal enum BpfHelper
     ktime_get_ns = 5,
     redirect = 23,
     skb_change_type = 32,
+    ringbuf_output = 130,
 }
 
 /// <summary>struct bpf_insn of linux/bpf.h.</summary>
@@ -39,7 +40,7 @@ internal sealed class BpfProgram
     private const byte BPF_LDX = 0x01, BPF_ST = 0x02, BPF_STX = 0x03, BPF_JMP = 0x05, BPF_JMP32 = 0x06, BPF_ALU64 = 0x07;
     private const byte BPF_MEM = 0x60, BPF_ATOMIC = 0xc0, BPF_LD_IMM64 = 0x18;
     private const byte BPF_K = 0x00, BPF_X = 0x08;
-    private const byte BPF_ADD = 0x00, BPF_SUB = 0x10, BPF_MOV = 0xb0;
+    private const byte BPF_JA = 0x00, BPF_ADD = 0x00, BPF_SUB = 0x10, BPF_MOV = 0xb0;
     private const byte BPF_JEQ = 0x10, BPF_JGT = 0x20, BPF_JNE = 0x50, BPF_JSGT = 0x60, BPF_CALL = 0x80, BPF_EXIT = 0x90;
     private const byte BPF_PSEUDO_MAP_FD = 1;
 
@@ -79,6 +80,8 @@ internal sealed class BpfProgram
         Add(BPF_LD_IMM64, to, (BpfRegister)BPF_PSEUDO_MAP_FD, 0, descriptor);
         return Add(0, 0, 0, 0, 0);
     }
+
+    public BpfProgram Jump(string label) => Jump(BPF_JMP | BPF_JA | BPF_K, 0, 0, 0, label);
 
     public BpfProgram JumpIfEqual(BpfRegister left, int right, string label) => Jump(BPF_JMP | BPF_JEQ | BPF_K, left, 0, right, label);
 

@@ -28,6 +28,12 @@ internal sealed record LinkInfo(int Index, string Name, MacAddress Mac, int Mtu,
     public bool HasCarrier => (Flags & LinkFlags.IFF_LOWER_UP) != 0;
 }
 
+/// <summary>What an interface is a port of.</summary>
+/// <param name="Name">Of the master: a bridge, or another switch (Open vSwitch has one for all its bridges).</param>
+/// <param name="IsBridge">A Linux bridge.</param>
+/// <param name="Pvid">The VLAN of the port's untagged frames on a Linux bridge; 0 where the kernel knows no VLANs.</param>
+internal readonly record struct LinkMaster(string Name, bool IsBridge, int Pvid);
+
 /// <summary>Where a traffic-control filter of a clsact qdisc looks at packets. The values are TC_H_MAKE(TC_H_CLSACT, minor).</summary>
 internal enum TcHook : uint
 {
@@ -90,8 +96,16 @@ internal sealed unsafe class RtNetlink : IDisposable
     private const ushort IFLA_IFNAME = 3;
     private const ushort IFLA_MTU = 4;
     private const ushort IFLA_QDISC = 6;
+    private const ushort IFLA_MASTER = 10;
     private const ushort IFLA_TXQLEN = 13;
+    private const ushort IFLA_LINKINFO = 18;
     private const ushort IFLA_AF_SPEC = 26;
+    private const ushort IFLA_EXT_MASK = 29;
+    private const ushort IFLA_INFO_KIND = 1;
+    private const ushort IFLA_BRIDGE_VLAN_INFO = 2;
+    private const ushort BRIDGE_VLAN_INFO_PVID = 1 << 1;
+    private const uint RTEXT_FILTER_BRVLAN = 1 << 1;
+    private const byte AF_BRIDGE = 7;
     private const ushort IFLA_INET6_ADDR_GEN_MODE = 8;
     private const byte IN6_ADDR_GEN_MODE_NONE = 1;
     private const ushort AF_INET6 = 10;
@@ -157,6 +171,45 @@ internal sealed unsafe class RtNetlink : IDisposable
         NetlinkMessage message = new(_request, RTM_GETLINK, NLM_F_REQUEST);
         message.Append(new ifinfomsg { ifi_index = index });
         return GetLink(message, Describe(index));
+    }
+
+    /// <summary>Every interface that is a port of another, by name.</summary>
+    public Dictionary<string, LinkMaster> ListMasters()
+    {
+        Dictionary<int, (string Name, bool IsBridge)> links = [];
+        List<(int Index, string Name, int Master)> ports = [];
+        NetlinkMessage message = new(_request, RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP);
+        message.Append(default(ifinfomsg));
+        RequestAll(message, "RTM_GETLINK", "all interfaces", (type, payload) =>
+        {
+            if (type == RTM_NEWLINK)
+            {
+                ReadMaster(payload, links, ports);
+            }
+        });
+
+        Dictionary<int, int> pvids = [];
+        message = new(_request, RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP);
+        message.Append(new ifinfomsg { ifi_family = AF_BRIDGE });
+        message.Attribute(IFLA_EXT_MASK, RTEXT_FILTER_BRVLAN);
+        RequestAll(message, "RTM_GETLINK(AF_BRIDGE)", "all bridges", (type, payload) =>
+        {
+            if (type == RTM_NEWLINK && ReadPvid(payload, out int index, out int pvid))
+            {
+                pvids[index] = pvid;
+            }
+        });
+
+        Dictionary<string, LinkMaster> masters = [];
+        foreach ((int index, string name, int master) in ports)
+        {
+            // A master in another namespace has a number that means nothing here.
+            if (links.TryGetValue(master, out (string Name, bool IsBridge) link))
+            {
+                masters[name] = new LinkMaster(link.Name, link.IsBridge, pvids.GetValueOrDefault(index));
+            }
+        }
+        return masters;
     }
 
     public void SetUp(int index) => SetFlags(index, LinkFlags.IFF_UP, LinkFlags.IFF_UP);
@@ -459,6 +512,68 @@ internal sealed unsafe class RtNetlink : IDisposable
             }
         }
         return new LinkInfo(info.ifi_index, name, mac, mtu, queueLength, (LinkFlags)info.ifi_flags, qdisc);
+    }
+
+    private static void ReadMaster(
+        ReadOnlySpan<byte> payload, Dictionary<int, (string Name, bool IsBridge)> links, List<(int Index, string Name, int Master)> ports)
+    {
+        int index = MemoryMarshal.Read<ifinfomsg>(payload).ifi_index;
+        string name = "";
+        int master = 0;
+        bool isBridge = false;
+        NetlinkAttributes attributes = new(payload[Unsafe.SizeOf<ifinfomsg>()..]);
+        while (attributes.MoveNext())
+        {
+            switch (attributes.Type)
+            {
+                case IFLA_IFNAME:
+                    name = attributes.Text;
+                    break;
+                case IFLA_MASTER:
+                    master = BinaryPrimitives.ReadInt32LittleEndian(attributes.Data);
+                    break;
+                case IFLA_LINKINFO:
+                    NetlinkAttributes information = new(attributes.Data);
+                    while (information.MoveNext())
+                    {
+                        isBridge |= information.Type == IFLA_INFO_KIND && information.Text == "bridge";
+                    }
+                    break;
+                default:
+                    break;
+            }
+        }
+        links[index] = (name, isBridge);
+        if (master != 0)
+        {
+            ports.Add((index, name, master));
+        }
+    }
+
+    private static bool ReadPvid(ReadOnlySpan<byte> payload, out int index, out int pvid)
+    {
+        index = MemoryMarshal.Read<ifinfomsg>(payload).ifi_index;
+        NetlinkAttributes attributes = new(payload[Unsafe.SizeOf<ifinfomsg>()..]);
+        while (attributes.MoveNext())
+        {
+            if (attributes.Type != IFLA_AF_SPEC)
+            {
+                continue;
+            }
+            // struct bridge_vlan_info: flags, then the VLAN's number.
+            NetlinkAttributes vlans = new(attributes.Data);
+            while (vlans.MoveNext())
+            {
+                if (vlans.Type == IFLA_BRIDGE_VLAN_INFO
+                    && (BinaryPrimitives.ReadUInt16LittleEndian(vlans.Data) & BRIDGE_VLAN_INFO_PVID) != 0)
+                {
+                    pvid = BinaryPrimitives.ReadUInt16LittleEndian(vlans.Data[2..]);
+                    return true;
+                }
+            }
+        }
+        pvid = 0;
+        return false;
     }
 
     private static string Describe(int index) => $"interface {index}";

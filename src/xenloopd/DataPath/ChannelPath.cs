@@ -45,6 +45,9 @@ internal sealed unsafe class ChannelPath
     private const int HeaderBytes = VnetHeaderBytes + 14; // with the Ethernet header
     private const int DestinationOffset = VnetHeaderBytes;
     private const int SourceOffset = VnetHeaderBytes + 6;
+    private const int EtherTypeOffset = VnetHeaderBytes + 12;
+    private const ushort ETH_P_8021Q = 0x8100;
+    private const ushort ETH_P_8021AD = 0x88a8;
     private const int HdrLenOffset = 2; // virtio_net_hdr.hdr_len
     private const uint SmallestRecord = RingRecord.HeaderBytes + HeaderBytes;
 
@@ -332,6 +335,13 @@ internal sealed unsafe class ChannelPath
             if (Mac(header, SourceOffset) != _peerMac || Mac(header, DestinationOffset) != _ownMac)
             {
                 throw new PeerViolationException("frame with a foreign source or destination MAC address");
+            }
+
+            // The sender's divert leaves them to the bridge, which knows who may be on which VLAN.
+            ushort etherType = BinaryPrimitives.ReadUInt16BigEndian(header[EtherTypeOffset..]);
+            if (etherType is ETH_P_8021Q or ETH_P_8021AD)
+            {
+                throw new PeerViolationException("frame with a VLAN tag");
             }
 
             // hdr_len is a hint, and the TAP refuses one that is longer than the frame.

@@ -4,17 +4,32 @@ using static XenLoop.Interop.Linux.BpfRegister;
 namespace XenLoop.Divert;
 
 /// <summary>
-/// The programs that run in the kernel, once for each packet. They use nothing that Linux 5.5 does not have.
+/// The programs that run in the kernel, once for each packet. They use nothing that Linux 5.8 does not have.
 /// </summary>
 internal static class DivertPrograms
 {
     // struct __sk_buff of linux/bpf.h.
     private const int SkbLength = 0;
+    private const int SkbVlanPresent = 20;
     private const int SkbData = 76;
     private const int SkbDataEnd = 80;
 
     private const int EthernetHeader = 14;
     private const int SourceMac = 6;
+    private const int EtherType = 12;
+    private const int IPv6NextHeader = EthernetHeader + 6;
+    private const int ICMPv6Type = EthernetHeader + 40;
+
+    // As the little-endian load of two bytes in network order.
+    private const int ETH_P_IP = 0x0008;
+    private const int ETH_P_IPV6 = 0xDD86;
+    private const int ETH_P_8021Q = 0x0081;
+    private const int ETH_P_8021AD = 0xA888;
+    private const int IPPROTO_ICMPV6 = 58;
+    // Router solicitation, the first of neighbour discovery's messages (RFC 4861), up to redirect.
+    private const int NDP_FIRST = 133;
+    private const int NDP_LAST = 137;
+    private const int OneSecond = 1_000_000_000;
 
     // TCX_NEXT and TC_ACT_UNSPEC: nothing decided, the next program or filter runs, and in the end the packet goes its way.
     private const int Next = -1;
@@ -24,8 +39,9 @@ internal static class DivertPrograms
     private const int Match = -1;
     private const int PACKET_HOST = 0;
 
-    /// <summary>At the egress of the vif: counts packets to tracked destinations and hands those to connected ones to their TAPs.</summary>
-    public static BpfInstruction[] Divert(MacAddress own, SafeFd peers, SafeFd stamps)
+    /// <summary>At the egress of the vif: counts packets to tracked destinations, hands those to connected ones to their TAPs,
+    /// and reports the others that get more than their rate.</summary>
+    public static BpfInstruction[] Divert(MacAddress own, int vif, SafeFd peers, SafeFd stamps, SafeFd demands)
     {
         return new BpfProgram()
             .Move(R6, R1)
@@ -55,7 +71,19 @@ internal static class DivertPrograms
             .Move(R1, 1)
             .AtomicAdd(R7, VifDivert.Peer.SeenOffset, R1)
             .Load(BpfSize.Word, R8, R7, VifDivert.Peer.TapIndexOffset)
-            .JumpIfEqual(R8, 0, "pass")
+            .JumpIfEqual(R8, 0, "unconnected")
+
+            // A tagged frame is on another segment than the one that Dom0 vouches for: it keeps to the bridge.
+            .Load(BpfSize.Word, R1, R6, SkbVlanPresent)
+            .JumpIfNotEqual(R1, 0, "pass")
+            .Load(BpfSize.Word, R2, R6, SkbData)
+            .Load(BpfSize.Word, R3, R6, SkbDataEnd)
+            .Move(R4, R2)
+            .Add(R4, EthernetHeader)
+            .JumpIfGreater(R4, R3, "pass")
+            .Load(BpfSize.Half, R1, R2, EtherType)
+            .JumpIfEqual(R1, ETH_P_8021Q, "pass")
+            .JumpIfEqual(R1, ETH_P_8021AD, "pass")
 
             // R9 = the slot's stamp.
             .Load(BpfSize.Word, R1, R7, VifDivert.Peer.SlotOffset)
@@ -89,6 +117,62 @@ internal static class DivertPrograms
             .Move(R2, 0)
             .Call(BpfHelper.redirect)
             .Exit()
+
+            // Not connected. What applications send is demand; the answers of ARP and neighbour discovery are not, or whoever
+            // scans a network would get a channel from every guest on it.
+            .Label("unconnected")
+            .Load(BpfSize.Word, R1, R7, VifDivert.Peer.ThresholdOffset)
+            .JumpIfEqual(R1, 0, "pass")
+            .Load(BpfSize.Word, R2, R6, SkbData)
+            .Load(BpfSize.Word, R3, R6, SkbDataEnd)
+            .Move(R4, R2)
+            .Add(R4, EthernetHeader)
+            .JumpIfGreater(R4, R3, "pass")
+            .Load(BpfSize.Half, R1, R2, EtherType)
+            .JumpIfEqual(R1, ETH_P_IP, "demand")
+            .JumpIfNotEqual(R1, ETH_P_IPV6, "pass")
+            .Move(R4, R2)
+            .Add(R4, ICMPv6Type + 1)
+            .JumpIfGreater(R4, R3, "demand")
+            .Load(BpfSize.Byte, R1, R2, IPv6NextHeader)
+            .JumpIfNotEqual(R1, IPPROTO_ICMPV6, "demand")
+            .Load(BpfSize.Byte, R1, R2, ICMPv6Type)
+            .JumpIfGreaterSigned(R1, NDP_LAST, "demand")
+            .JumpIfGreaterSigned(R1, NDP_FIRST - 1, "pass")
+
+            // Packets are counted in windows of a second. The count is not atomic: CPUs that race lose a packet, no report.
+            .Label("demand")
+            .Call(BpfHelper.ktime_get_ns)
+            .Load(BpfSize.Double, R1, R7, VifDivert.Peer.WindowStartOffset)
+            .Load(BpfSize.Word, R3, R7, VifDivert.Peer.WindowCountOffset)
+            .Move(R2, R0)
+            .Subtract(R2, R1)
+            .JumpIfGreaterSigned(R2, OneSecond, "window")
+            .Jump("count")
+            .Label("window")
+            .Store(BpfSize.Double, R7, VifDivert.Peer.WindowStartOffset, R0)
+            .Store(BpfSize.Word, R7, VifDivert.Peer.LastCountOffset, R3)
+            .Move(R3, 0)
+            .Label("count")
+            .Add(R3, 1)
+            .Store(BpfSize.Word, R7, VifDivert.Peer.WindowCountOffset, R3)
+
+            // Once in a window, by the packet that reaches the threshold.
+            .Load(BpfSize.Word, R1, R7, VifDivert.Peer.ThresholdOffset)
+            .JumpIfGreater(R3, R1, "pass")
+            .JumpIfGreater(R1, R3, "pass")
+            .Load(BpfSize.Word, R1, R7, VifDivert.Peer.LastCountOffset)
+            .Store(BpfSize.Word, R10, -4, R1)
+            .Store(BpfSize.Word, R10, -8, vif)
+            .Load(BpfSize.Double, R1, R7, VifDivert.Peer.AddressOffset)
+            .Store(BpfSize.Double, R10, -16, R1)
+            .LoadMap(R1, demands.Number)
+            .Move(R2, R10)
+            .Add(R2, -16)
+            .Move(R3, Demand.Size)
+            .Move(R4, 0)
+            // A full queue loses the report; the next window brings another.
+            .Call(BpfHelper.ringbuf_output)
 
             .Label("pass")
             .Move(R0, Next)

@@ -17,8 +17,8 @@ internal sealed unsafe class VifDivert : IDisposable
     /// <summary>An undrained packet of this age means that nobody drains.</summary>
     internal const int StaleNanoseconds = 200_000_000;
 
-    /// <summary>Neighbours that can be counted at once; some 100 bytes of kernel memory each.</summary>
-    private const int MaxTracked = 1024;
+    /// <summary>Neighbours that can be counted at once; some 150 bytes of kernel memory each.</summary>
+    internal const int MaxTracked = 4096;
 
     // "XL" in ASCII: high enough to run after an administrator's filters, low enough not to meet the kernel's automatic ones (from 0xC000).
     internal const ushort FilterPriority = 0x584C;
@@ -43,7 +43,7 @@ internal sealed unsafe class VifDivert : IDisposable
     private bool _ownsClsact;
     private bool _disposed;
 
-    private VifDivert(string interfaceName, MacAddress own, int slots)
+    private VifDivert(string interfaceName, MacAddress own, int slots, int vif, BpfRingBuffer demands)
     {
         _interfaceName = interfaceName;
         _slots = slots;
@@ -60,7 +60,7 @@ internal sealed unsafe class VifDivert : IDisposable
             {
                 Stamp(slot).Block();
             }
-            _egressProgram = Bpf.LoadClassifier("xenloop_divert", DivertPrograms.Divert(own, _peers, _stamps));
+            _egressProgram = Bpf.LoadClassifier("xenloop_divert", DivertPrograms.Divert(own, vif, _peers, _stamps, demands.Map));
         }
         catch
         {
@@ -79,11 +79,13 @@ internal sealed unsafe class VifDivert : IDisposable
     /// <param name="interfaceName">The vif as this domain sees it.</param>
     /// <param name="own">Its MAC address as Dom0 announced it: frames from other sources (bridged ones) pass.</param>
     /// <param name="slots">Channels that can be connected at once; slots are numbered from 0.</param>
+    /// <param name="vif">The vif's number, for its reports.</param>
+    /// <param name="demands">Gets a <see cref="Demand"/> when a tracked destination that is not connected gets its rate of packets.</param>
     /// <param name="only">Try this rung alone.</param>
     /// <exception cref="NativeException">No such interface, missing rights, or neither rung works here.</exception>
-    public static VifDivert Attach(string interfaceName, MacAddress own, int slots, DivertRung? only = null)
+    public static VifDivert Attach(string interfaceName, MacAddress own, int slots, int vif, BpfRingBuffer demands, DivertRung? only = null)
     {
-        VifDivert divert = new(interfaceName, own, slots);
+        VifDivert divert = new(interfaceName, own, slots, vif, demands);
         try
         {
             divert.AttachEgress(only);
@@ -96,13 +98,16 @@ internal sealed unsafe class VifDivert : IDisposable
         }
     }
 
-    /// <summary>Starts counting packets to this destination. A destination that is tracked already stays as it is.</summary>
-    public void Track(MacAddress peer)
+    /// <summary>Starts counting packets to this destination, or changes its rate: the counters of one that is tracked already go on.</summary>
+    /// <param name="peer">Of a neighbour.</param>
+    /// <param name="packetsPerSecond">Reported when it gets so many within a second and is not connected; 0 for never.</param>
+    /// <exception cref="NativeException">E2BIG: <see cref="MaxTracked"/> are tracked.</exception>
+    public void Track(MacAddress peer, int packetsPerSecond)
     {
-        if (!Bpf.Lookup(_peers, peer.Bits, out Peer _))
-        {
-            Bpf.Update(_peers, peer.Bits, default(Peer));
-        }
+        _ = Bpf.Lookup(_peers, peer.Bits, out Peer entry);
+        entry.Address = peer.Bits;
+        entry.Threshold = (uint)packetsPerSecond;
+        Bpf.Update(_peers, peer.Bits, in entry);
     }
 
     /// <summary>Hands packets to this destination to a TAP, as soon as the slot is open (<see cref="LivenessStamp.Open"/>). Counters go on.</summary>
@@ -280,6 +285,7 @@ internal sealed unsafe class VifDivert : IDisposable
     {
         // The element is exchanged as a whole: what the program counts between the look and the exchange is lost, a few packets.
         _ = Bpf.Lookup(_peers, peer.Bits, out Peer entry);
+        entry.Address = peer.Bits;
         entry.TapIndex = (uint)tapIndex;
         entry.Slot = (uint)slot;
         Bpf.Update(_peers, peer.Bits, in entry);
@@ -294,6 +300,11 @@ internal sealed unsafe class VifDivert : IDisposable
         public const int SeenOffset = 8;
         public const int DivertedOffset = 16;
         public const int DivertedBytesOffset = 24;
+        public const int AddressOffset = 32;
+        public const int WindowStartOffset = 40;
+        public const int WindowCountOffset = 48;
+        public const int LastCountOffset = 52;
+        public const int ThresholdOffset = 56;
 
         /// <summary>0: tracked, not connected.</summary>
         [FieldOffset(TapIndexOffset)]
@@ -310,6 +321,27 @@ internal sealed unsafe class VifDivert : IDisposable
 
         [FieldOffset(DivertedBytesOffset)]
         public ulong DivertedBytes;
+
+        /// <summary>The key once more, for the report.</summary>
+        [FieldOffset(AddressOffset)]
+        public ulong Address;
+
+        /// <summary>CLOCK_MONOTONIC in nanoseconds at the first packet of the window.</summary>
+        [FieldOffset(WindowStartOffset)]
+        public ulong WindowStart;
+
+        [FieldOffset(WindowCountOffset)]
+        public uint WindowCount;
+
+        /// <summary>Packets in the window before.</summary>
+        [FieldOffset(LastCountOffset)]
+        public uint LastCount;
+
+        [FieldOffset(ThresholdOffset)]
+        public uint Threshold;
+
+        [FieldOffset(ThresholdOffset + sizeof(uint))]
+        private readonly uint _padding;
     }
 
     /// <summary>A filter goes with the interface that it is attached to.</summary>

@@ -4,76 +4,115 @@ using XenLoop.Control;
 using XenLoop.Guest;
 using XenLoop.Hypervisor;
 using XenLoop.Interop;
+using XenLoop.Interop.Linux;
 using XenLoop.Interop.Xen;
 using XenLoop.Settings;
 
 namespace XenLoop.Dom0;
 
 /// <summary>
-/// The daemon in Dom0: introduces willing guests on the same segment to each other, and withdraws what no longer
-/// holds. It holds nothing that XenStore does not: after a restart it reads its own introductions back.
+/// The daemon in Dom0: introduces willing guests on the same segment to each other as far as the policy allows, tells each
+/// of the other's calls, and withdraws what no longer holds. It holds nothing that XenStore does not: after a restart it
+/// reads its own introductions back.
 /// </summary>
 internal sealed class Dom0Role : IRole
 {
     private const string DomainsToken = "domains";
-    private const string OfferToken = "offer ";
-    private const string VifsToken = "vifs ";
-    private const string IntroductionsNode = "xenloop";
+    // Tokens that name a guest: a word and its domid.
+    private const string NodesToken = "nodes";
+    private const string VifsToken = "vifs";
+    private const string NameToken = "name";
+
+    // Different names of nodes that one guest can make us remember; beyond that all its nodes are read.
+    private const int MaxUnread = 256;
 
     private readonly XenStore _xenStore;
+    private readonly RtNetlink _rtnetlink = new();
+    private readonly LinkMonitor _links = new();
     private readonly SortedDictionary<ushort, GuestRecord> _guests = [];
+    private Dictionary<string, LinkMaster> _masters;
     private Policy _policy;
+    private int _requests;
 
     public Dom0Role(IHypervisor hypervisor, Configuration configuration)
     {
         _policy = configuration.Policy;
+        _masters = _rtnetlink.ListMasters();
         _xenStore = hypervisor.OpenXenStore();
-        Descriptors = [_xenStore.FileDescriptor];
+        Descriptors = [_xenStore.FileDescriptor, _links.FileDescriptor];
         _xenStore.Watch("@introduceDomain", DomainsToken);
         _xenStore.Watch("@releaseDomain", DomainsToken);
-        Log.Info("Dom0: introducing guests on the same bridge to each other");
+        Log.Info("Dom0: introducing guests on the same segment to each other");
     }
 
     public IReadOnlyList<int> Descriptors { get; }
 
-    public int Turn()
+    public void Configure(Configuration configuration)
     {
-        HashSet<string> fired = [];
-        while (_xenStore.TryTakeWatch(out _, out string token))
-        {
-            fired.Add(token);
-        }
-
-        if (fired.Contains(DomainsToken))
-        {
-            FollowDomains();
-        }
-
+        _policy = configuration.Policy;
         foreach (GuestRecord guest in _guests.Values)
         {
-            if (fired.Contains(OfferToken + guest.Domid))
-            {
-                ReadOffer(guest);
-            }
-
-            if (fired.Contains(VifsToken + guest.Domid))
-            {
-                ReadVifs(guest);
-            }
+            PublishPeers(guest);
         }
-
-        if (fired.Count > 0)
-        {
-            foreach (GuestRecord guest in _guests.Values)
-            {
-                Publish(guest);
-            }
-        }
-
-        return -1;
     }
 
-    public void Configure(Configuration configuration) => _policy = configuration.Policy;
+    public int Turn()
+    {
+        bool domains = false;
+        HashSet<GuestRecord> changed = [], rewired = [];
+        while (_xenStore.TryTakeWatch(out string path, out string token))
+        {
+            string[] words = token.Split(' ');
+            if (words[0] == DomainsToken)
+            {
+                domains = true;
+            }
+            else if (_guests.TryGetValue(ushort.Parse(words[1], CultureInfo.InvariantCulture), out GuestRecord? guest))
+            {
+                switch (words[0])
+                {
+                    case NodesToken:
+                        Remember(guest, path);
+                        break;
+                    case VifsToken:
+                        rewired.Add(guest);
+                        break;
+                    default:
+                        ReadIdentity(guest);
+                        changed.Add(guest);
+                        break;
+                }
+            }
+        }
+
+        if (domains)
+        {
+            FollowDomains(changed);
+        }
+
+        if (_links.TakeChanges())
+        {
+            _masters = _rtnetlink.ListMasters();
+            // Open vSwitch's ports are told apart by what XenStore says, which may have changed without a watch of ours.
+            rewired.UnionWith(_guests.Values.Where(g => g.Vifs.Any(v => v.Backend == 0 && _masters.TryGetValue(v.Interface, out LinkMaster m) && !m.IsBridge)));
+            changed.UnionWith(_guests.Values.Where(FindSegments));
+        }
+
+        foreach (GuestRecord guest in rewired)
+        {
+            if (ReadVifs(guest))
+            {
+                changed.Add(guest);
+            }
+        }
+
+        foreach (GuestRecord guest in changed)
+        {
+            Publish(guest);
+        }
+
+        return FollowNodes();
+    }
 
     public void WriteStatus(Utf8JsonWriter json)
     {
@@ -83,19 +122,21 @@ internal sealed class Dom0Role : IRole
         {
             json.WriteStartObject();
             json.WriteNumber("domid", guest.Domid);
-            json.WriteString("name", _xenStore.Read($"{Home(guest)}/name") ?? "");
+            json.WriteString("name", guest.Identity.Name);
+            json.WriteString("uuid", guest.Identity.Uuid);
             json.WriteBoolean("willing", guest.Offer is not null);
             json.WriteStartArray("vifs");
-            foreach (VifRecord vif in guest.Vifs)
+            for (int i = 0; i < guest.Vifs.Length; i++)
             {
+                VifRecord vif = guest.Vifs[i];
                 json.WriteStartObject();
                 json.WriteNumber("vif", vif.Vif);
                 json.WriteString("mac", vif.Mac.ToString());
-                json.WriteString("segment", vif.Segment);
+                json.WriteString("segment", guest.Segments[i]);
                 json.WriteStartArray("introduced");
-                foreach (string peer in guest.Published.Keys.Where(p => p.StartsWith($"{vif.Vif}/", StringComparison.Ordinal)).Order(StringComparer.Ordinal))
+                foreach ((ChannelKey key, _) in guest.PublishedPeers.OrderBy(p => p.Key).SelectMany(p => p.Value).Where(p => p.Key.Vif == vif.Vif))
                 {
-                    json.WriteStringValue(peer[(peer.IndexOf('/') + 1)..]);
+                    json.WriteStringValue(key.PeerName);
                 }
 
                 json.WriteEndArray();
@@ -110,118 +151,400 @@ internal sealed class Dom0Role : IRole
     }
 
     /// <summary>The introductions stay: a restart of this daemon must not cost a channel.</summary>
-    public void Dispose() => _xenStore.Dispose();
+    public void Dispose()
+    {
+        _xenStore.Dispose();
+        _links.Dispose();
+        _rtnetlink.Dispose();
+    }
 
-    private static string Home(GuestRecord guest) => $"/local/domain/{guest.Domid}";
-
-    private void ReadOffer(GuestRecord guest) => guest.Offer = Offer.Parse(_xenStore.Read($"{Home(guest)}/{Offer.Node}"));
-
-    private void ReadVifs(GuestRecord guest) => guest.Vifs = VifRecord.ReadAll(_xenStore, guest.Domid);
-
-    private void FollowDomains()
+    private void FollowDomains(HashSet<GuestRecord> changed)
     {
         HashSet<ushort> present = [];
         foreach (string name in _xenStore.List("/local/domain"))
         {
             if (ushort.TryParse(name, NumberStyles.None, CultureInfo.InvariantCulture, out ushort domid) && domid != 0)
             {
-                present.Add(domid);
+                if (_xenStore.Read($"/local/domain/{name}/domid") is not null)
+                {
+                    present.Add(domid);
+                }
+                else
+                {
+                    RemoveGhost(domid);
+                }
             }
         }
 
-        foreach (ushort gone in _guests.Keys.Where(d => !present.Contains(d)).ToArray())
+        foreach (GuestRecord gone in _guests.Values.Where(g => !present.Contains(g.Domid)).ToArray())
         {
-            _guests.Remove(gone);
-            _xenStore.Unwatch($"/local/domain/{gone}/{Offer.Node}", OfferToken + gone);
-            _xenStore.Unwatch($"/local/domain/0/backend/vif/{gone}", VifsToken + gone);
+            _guests.Remove(gone.Domid);
+            changed.Remove(gone);
+            _xenStore.Unwatch($"{gone.Home}/{Offer.Directory}", $"{NodesToken} {gone.Domid}");
+            _xenStore.Unwatch($"{gone.Home}/name", $"{NameToken} {gone.Domid}");
+            _xenStore.Unwatch(VifRecord.Libxl(gone.Domid), $"{VifsToken} {gone.Domid}");
+            foreach (ushort backend in gone.Backends.Append((ushort)0))
+            {
+                _xenStore.Unwatch(VifRecord.BackendArea(backend, gone.Domid), $"{VifsToken} {gone.Domid}");
+            }
+
+            gone.Offer = null;
+            foreach (GuestRecord peer in _guests.Values)
+            {
+                PublishPair(peer, gone);
+            }
         }
 
         foreach (ushort domid in present.Where(d => !_guests.ContainsKey(d)))
         {
             GuestRecord guest = new(domid);
-            ReadPublished(guest);
             _guests.Add(domid, guest);
-            _xenStore.Watch($"{Home(guest)}/{Offer.Node}", OfferToken + domid);
-            _xenStore.Watch($"/local/domain/0/backend/vif/{domid}", VifsToken + domid);
-            // Both fire at once, but later than this turn, which would withdraw what was published for want of an offer.
-            ReadOffer(guest);
+            _xenStore.Watch($"{guest.Home}/{Offer.Directory}", $"{NodesToken} {domid}");
+            _xenStore.Watch($"{guest.Home}/name", $"{NameToken} {domid}");
+            _xenStore.Watch(VifRecord.Libxl(domid), $"{VifsToken} {domid}");
+            _xenStore.Watch(VifRecord.BackendArea(0, domid), $"{VifsToken} {domid}");
+            // The watches fire at once, but later than this turn, which would withdraw what was published for want of an offer.
+            ReadPublished(guest);
+            ReadIdentity(guest);
+            ReadNodes(guest, "");
             ReadVifs(guest);
+            changed.Add(guest);
         }
+    }
+
+    /// <summary>A guest that ended while something was written for it: the write has made its home anew, and nobody else removes it.</summary>
+    private void RemoveGhost(ushort domid)
+    {
+        string home = $"/local/domain/{domid}";
+        if (_xenStore.List(home) is ["xenloop"])
+        {
+            _xenStore.Remove(home);
+        }
+    }
+
+    private void ReadIdentity(GuestRecord guest)
+    {
+        string uuid = _xenStore.Read($"{guest.Home}/vm")?.Split('/')[^1] ?? "";
+        if (guest.Identity.Uuid is { } before && before != uuid)
+        {
+            // Another guest with the same domid, and its home is a new one.
+            guest.PublishedVifs.Clear();
+            guest.PublishedPeers.Clear();
+            ReadPublished(guest);
+        }
+
+        if (uuid.Length == 0)
+        {
+            // Its home is gone, and its offer with it, whichever watch tells first.
+            guest.Offer = null;
+        }
+
+        guest.Identity = new GuestIdentity(_xenStore.Read($"{guest.Home}/name") ?? "", uuid);
+    }
+
+    /// <returns>True when they have changed.</returns>
+    private bool ReadVifs(GuestRecord guest)
+    {
+        HashSet<ushort> backends = [];
+        VifRecord[] vifs = VifRecord.ReadAll(_xenStore, guest.Domid, guest.Identity.Uuid, backends);
+        foreach (ushort backend in backends.Where(guest.Backends.Add))
+        {
+            _xenStore.Watch(VifRecord.BackendArea(backend, guest.Domid), $"{VifsToken} {guest.Domid}");
+        }
+
+        bool changed = !vifs.AsSpan().SequenceEqual(guest.Vifs);
+        guest.Vifs = vifs;
+        return FindSegments(guest) | changed;
+    }
+
+    /// <returns>True when one is another than before.</returns>
+    private bool FindSegments(GuestRecord guest)
+    {
+        string?[] segments = [.. guest.Vifs.Select(v => v.Segment(_masters))];
+        bool changed = !segments.AsSpan().SequenceEqual(guest.Segments);
+        guest.Segments = segments;
+        return changed;
     }
 
     /// <summary>What this daemon introduced before it was restarted.</summary>
     private void ReadPublished(GuestRecord guest)
     {
-        string root = $"{Home(guest)}/{IntroductionsNode}";
-        foreach (string vif in _xenStore.List(root))
+        foreach (string name in _xenStore.List(guest.Introductions))
         {
-            guest.Published[vif] = _xenStore.Read($"{root}/{vif}") ?? "";
-            foreach (string peer in _xenStore.List($"{root}/{vif}"))
+            string node = $"{guest.Introductions}/{name}";
+            if (!int.TryParse(name, NumberStyles.None, CultureInfo.InvariantCulture, out int vif)
+                || !MacAddress.TryParse(_xenStore.Read(node) ?? "", out MacAddress mac))
             {
-                guest.Published[$"{vif}/{peer}"] = _xenStore.Read($"{root}/{vif}/{peer}") ?? "";
+                _xenStore.Remove(node);
+                continue;
+            }
+
+            guest.PublishedVifs[vif] = mac;
+            foreach (string peer in _xenStore.List(node))
+            {
+                if (ChannelKey.Parse(vif, peer) is { } key && Introduction.Parse(_xenStore.Read($"{node}/{peer}")) is { } introduction)
+                {
+                    guest.PublishedPeers[key.Peer] = [.. guest.PublishedPeers.GetValueOrDefault(key.Peer) ?? [], (key, introduction)];
+                }
+                else
+                {
+                    _xenStore.Remove($"{node}/{peer}");
+                }
             }
         }
     }
 
-    /// <summary>Whom the guest should know, by node below its introductions.</summary>
-    private Dictionary<string, string> Wanted(GuestRecord guest)
+    /// <summary>A node of the guest's own has changed: to be read when its budget allows.</summary>
+    private static void Remember(GuestRecord guest, string path)
     {
-        Dictionary<string, string> wanted = [];
-        if (guest.Offer is null)
+        string directory = $"{guest.Home}/{Offer.Directory}";
+        if (guest.Unread.Count >= MaxUnread)
         {
-            return wanted;
+            guest.Unread.Clear();
+            guest.Unread.Add("");
         }
-
-        foreach (VifRecord vif in guest.Vifs)
+        else if (!guest.Unread.Contains(""))
         {
-            wanted[$"{vif.Vif}"] = vif.Mac.ToString();
-            foreach (GuestRecord peer in _guests.Values)
-            {
-                if (peer == guest || peer.Offer is null)
-                {
-                    continue;
-                }
+            guest.Unread.Add(path.Length > directory.Length ? path[(directory.Length + 1)..] : "");
+        }
+    }
 
-                foreach (VifRecord peerVif in peer.Vifs)
+    /// <summary>Reads what guests have changed of their own nodes, and has their peers know.</summary>
+    /// <returns>Milliseconds until a guest that was busy may be listened to again; -1 when all were.</returns>
+    private int FollowNodes()
+    {
+        long due = -1;
+        long now = Environment.TickCount64;
+        foreach (GuestRecord guest in _guests.Values)
+        {
+            if (guest.Unread.Count == 0)
+            {
+                continue;
+            }
+
+            long wait = guest.Budget.DueIn(now);
+            if (wait > 0)
+            {
+                due = due < 0 ? wait : Math.Min(due, wait);
+                continue;
+            }
+
+            _requests = 0;
+            string[] nodes = [.. guest.Unread];
+            guest.Unread.Clear();
+            Offer? offer = guest.Offer;
+            HashSet<ushort> called = [];
+            foreach (string node in nodes)
+            {
+                called.UnionWith(ReadNodes(guest, node));
+            }
+
+            if (guest.Offer != offer)
+            {
+                Publish(guest);
+            }
+            else
+            {
+                foreach (ushort peer in called)
                 {
-                    if (peerVif.Segment == vif.Segment)
+                    if (_guests.TryGetValue(peer, out GuestRecord? callee))
                     {
-                        wanted[$"{vif.Vif}/{peer.Domid}-{peerVif.Vif}"] = $"{peerVif.Mac} {peer.Offer}";
+                        PublishPair(callee, guest);
                     }
                 }
             }
+
+            guest.Budget.Charge(_requests + nodes.Length);
         }
 
-        return wanted;
+        return (int)due;
     }
 
-    private void Publish(GuestRecord guest)
+    /// <summary>Reads one of the guest's own nodes, or all of them.</summary>
+    /// <returns>The peers that are called now and were not, or the other way round.</returns>
+    private HashSet<ushort> ReadNodes(GuestRecord guest, string name)
     {
-        Dictionary<string, string> wanted = Wanted(guest);
-        string root = $"{Home(guest)}/{IntroductionsNode}";
-        try
+        HashSet<ushort> peers = [];
+        string directory = $"{guest.Home}/{Offer.Directory}";
+        string[] names = [name];
+        if (name.Length == 0)
         {
-            // Vifs before their peers when they come, peers before their vifs when they go.
-            foreach (string node in guest.Published.Keys.Where(n => !wanted.ContainsKey(n)).OrderByDescending(n => n, StringComparer.Ordinal).ToArray())
-            {
-                _xenStore.Remove($"{root}/{node}");
-                guest.Published.Remove(node);
-            }
+            peers.UnionWith(guest.Calls.Keys.Select(k => k.Peer));
+            guest.Calls.Clear();
+            names = [.. _xenStore.List(directory).Append("offer")];
+        }
 
-            if (wanted.Count > 0 && guest.Published.Count == 0)
+        foreach (string node in names)
+        {
+            string? value = _xenStore.Read($"{directory}/{node}");
+            if (node == "offer")
             {
-                _xenStore.MakeDirectory(root);
-                _xenStore.SetPermissions(root, ((ushort)0, XenStoreAccess.None), (guest.Domid, XenStoreAccess.Read));
+                guest.Offer = Offer.Parse(value);
             }
-
-            foreach ((string node, string value) in wanted.OrderBy(n => n.Key, StringComparer.Ordinal))
+            else if (ChannelKey.ParseNode(node) is { } key)
             {
-                if (!guest.Published.TryGetValue(node, out string? published) || published != value)
+                ulong session = ChannelState.Parse(value) is { IsCall: true } call ? call.Session : 0;
+                if (session != 0 ? (guest.Calls.GetValueOrDefault(key) != session) : guest.Calls.Remove(key))
                 {
-                    _xenStore.Write($"{root}/{node}", value);
-                    guest.Published[node] = value;
+                    peers.Add(key.Peer);
+                }
+
+                if (session != 0)
+                {
+                    guest.Calls[key] = session;
                 }
             }
+        }
+
+        return peers;
+    }
+
+    /// <summary>Brings what the guest and its neighbours know of each other up to date.</summary>
+    private void Publish(GuestRecord guest)
+    {
+        PublishVifs(guest);
+        PublishPeers(guest);
+        foreach (GuestRecord peer in _guests.Values)
+        {
+            PublishPair(peer, guest);
+        }
+    }
+
+    private void PublishPeers(GuestRecord guest)
+    {
+        foreach (GuestRecord peer in _guests.Values)
+        {
+            PublishPair(guest, peer);
+        }
+    }
+
+    private void PublishVifs(GuestRecord guest)
+    {
+        Dictionary<int, MacAddress> wanted = [];
+        for (int i = 0; guest.Offer is not null && i < guest.Vifs.Length; i++)
+        {
+            if (guest.Segments[i] is not null)
+            {
+                wanted[guest.Vifs[i].Vif] = guest.Vifs[i].Mac;
+            }
+        }
+
+        Try(guest, () =>
+        {
+            foreach (int vif in guest.PublishedVifs.Keys.Where(v => !wanted.ContainsKey(v)).ToArray())
+            {
+                // Its peers go with it.
+                Remove($"{guest.Introductions}/{vif}");
+                guest.PublishedVifs.Remove(vif);
+                foreach (ushort peer in guest.PublishedPeers.Keys.ToArray())
+                {
+                    guest.PublishedPeers[peer] = [.. guest.PublishedPeers[peer].Where(p => p.Key.Vif != vif)];
+                }
+            }
+
+            if (guest.PublishedVifs.Count == 0)
+            {
+                if (wanted.Count == 0)
+                {
+                    Remove(guest.Introductions);
+                    return;
+                }
+
+                _xenStore.MakeDirectory(guest.Introductions);
+                _xenStore.SetPermissions(guest.Introductions, ((ushort)0, XenStoreAccess.None), (guest.Domid, XenStoreAccess.Read));
+            }
+
+            foreach ((int vif, MacAddress mac) in wanted)
+            {
+                if (!guest.PublishedVifs.TryGetValue(vif, out MacAddress published) || published != mac)
+                {
+                    Write($"{guest.Introductions}/{vif}", mac.ToString());
+                    guest.PublishedVifs[vif] = mac;
+                }
+            }
+        });
+    }
+
+    /// <summary>Brings what one guest knows of another up to date.</summary>
+    private void PublishPair(GuestRecord guest, GuestRecord peer)
+    {
+        (ChannelKey Key, Introduction Value)[] published = guest.PublishedPeers.GetValueOrDefault(peer.Domid) ?? [];
+        (ChannelKey Key, Introduction Value)[] wanted = Wanted(guest, peer);
+        if (published.AsSpan().SequenceEqual(wanted))
+        {
+            return;
+        }
+
+        Try(guest, () =>
+        {
+            foreach ((ChannelKey key, _) in published)
+            {
+                if (!Array.Exists(wanted, w => w.Key == key))
+                {
+                    Remove($"{guest.Introductions}/{key.Vif}/{key.PeerName}");
+                }
+            }
+
+            foreach ((ChannelKey key, Introduction value) in wanted)
+            {
+                if (!published.Contains((key, value)))
+                {
+                    Write($"{guest.Introductions}/{key.Vif}/{key.PeerName}", value.ToString());
+                }
+            }
+
+            if (wanted.Length > 0)
+            {
+                guest.PublishedPeers[peer.Domid] = wanted;
+            }
+            else
+            {
+                guest.PublishedPeers.Remove(peer.Domid);
+            }
+        });
+    }
+
+    private (ChannelKey Key, Introduction Value)[] Wanted(GuestRecord guest, GuestRecord peer)
+    {
+        if (guest == peer || guest.Offer is null || peer.Offer is null || !_policy.MayMeet(guest.Identity, peer.Identity))
+        {
+            return [];
+        }
+
+        List<(ChannelKey, Introduction)>? wanted = null;
+        for (int i = 0; i < guest.Vifs.Length; i++)
+        {
+            for (int j = 0; guest.Segments[i] is { } segment && j < peer.Vifs.Length; j++)
+            {
+                if (peer.Segments[j] == segment)
+                {
+                    ChannelKey key = new(guest.Vifs[i].Vif, peer.Domid, peer.Vifs[j].Vif);
+                    ulong call = peer.Calls.GetValueOrDefault(new ChannelKey(peer.Vifs[j].Vif, guest.Domid, guest.Vifs[i].Vif));
+                    (wanted ??= []).Add((key, new Introduction(peer.Vifs[j].Mac, peer.Offer.Value, call)));
+                }
+            }
+        }
+
+        return wanted?.ToArray() ?? [];
+    }
+
+    private void Write(string path, string value)
+    {
+        _requests++;
+        _xenStore.Write(path, value);
+    }
+
+    private void Remove(string path)
+    {
+        _requests++;
+        _xenStore.Remove(path);
+    }
+
+    private static void Try(GuestRecord guest, Action publish)
+    {
+        try
+        {
+            publish();
         }
         catch (NativeException e)
         {

@@ -12,10 +12,14 @@ namespace XenLoop.Guest;
 
 /// <summary>What a channel needs of the guest it belongs to.</summary>
 internal sealed record ChannelContext(
-    IHypervisor Hypervisor, XenStore XenStore, DataLoop Loop, ushort Self, Offer Offer, uint RingBytes);
+    IHypervisor Hypervisor, XenStore XenStore, DataLoop Loop, ushort Self, Offer Offer, uint RingBytes)
+{
+    /// <summary>A channel that carries nothing for so long is dropped.</summary>
+    public long IdleMilliseconds { get; set; }
+}
 
 /// <summary>
-/// One channel, from the introduction to its withdrawal: bootstrap, use, two-phase close, and again after a failure.
+/// One channel, from the first demand until nobody needs it: bootstrap, use, two-phase close, and again after a failure.
 /// The states and who writes what are in docs/protocol.md. <see cref="Turn"/> looks at everything afresh each time
 /// and moves as far as it can; it may be called too often, never too seldom.
 /// </summary>
@@ -25,6 +29,9 @@ internal sealed class Channel
     {
         /// <summary>Nothing is held. A new attempt may be due.</summary>
         Waiting,
+
+        /// <summary>Connector: asked the listener to listen.</summary>
+        Calling,
 
         /// <summary>Listener: memory granted, the connector not there yet.</summary>
         Listening,
@@ -42,12 +49,17 @@ internal sealed class Channel
         Closing,
     }
 
+    private const long AnswerDeadlineMilliseconds = 5000;
     private const long CloseDeadlineMilliseconds = 2000;
     private const long FirstBackoffMilliseconds = 250;
     private const long LastBackoffMilliseconds = 30_000;
+    // For a peer that connects and leaves over and over: it may be a daemon under repair, or a guest that wants our time.
+    private const long LastRestlessBackoffMilliseconds = 4000;
     // A channel that ran for so long was no failure: the next attempt starts at the first back-off again.
     private const long ProvenMilliseconds = 10_000;
     private const long DrainPollMilliseconds = 5;
+    // Looks at a running channel within the time after which it counts as idle: one wake-up each.
+    private const int IdleLooks = 4;
 
     private readonly ChannelContext _context;
     private readonly VifPort _port;
@@ -58,20 +70,30 @@ internal sealed class Channel
     private ulong _session;
     // The connector's: a session is tried once, for its port can be bound once.
     private ulong _usedSession;
+    // The listener's: the connector's call that was answered last.
+    private ulong _heardCall;
+    private bool _demanded;
+    private bool _attemptDue;
     private ChannelMemory? _memory;
     private ChannelTap? _tap;
     private ChannelPath? _path;
     private int _slot = -1;
     private long _retryAt;
+    private long _forgetAt;
     private long _backoff = FirstBackoffMilliseconds;
     private long _stepSince;
     private long _upSince;
+    private string? _dropReason;
     private string _closeReason = "";
+    private long _lookAt;
+    private int _quietLooks;
+    private ulong _movedAtLook;
+    private ulong _movedAtCensus;
+    private long _censusAt;
+    private double _rate;
     private string _lastComplaint = "";
     // Kept while the channel has not proved itself: a peer that fails in the same way each time is logged once.
     private string _lastLogged = "";
-    // The connector's end of a session, when XenStore would not take it: the listener waits for it.
-    private ChannelState? _unsaid;
     private bool _revealed;
 
     public Channel(ChannelContext context, ChannelKey key, VifPort port, MacAddress peerMac)
@@ -83,7 +105,6 @@ internal sealed class Channel
         _listener = context.Self < key.Peer;
         _peerNode = key.PeerNode(context.Self);
         WatchToken = $"peer {key}";
-        port.Divert.Track(peerMac);
         context.XenStore.Watch(_peerNode, WatchToken);
     }
 
@@ -94,8 +115,18 @@ internal sealed class Channel
     /// <summary>False once the introduction is withdrawn: the channel closes and makes no new attempt.</summary>
     public bool Wanted { get; set; } = true;
 
-    /// <summary>Withdrawn, closed, and nothing held any more: call <see cref="Retire"/> and forget it.</summary>
-    public bool Finished => !Wanted && _step == Step.Waiting;
+    /// <summary>Bytes of the rings; before they are there, what they will have.</summary>
+    public long MemoryBytes => 2L * (_memory?.RingBytes ?? _context.RingBytes);
+
+    /// <summary>Both sides divert.</summary>
+    public bool IsRunning => _step == Step.Running;
+
+    /// <summary>Running, and for so long that dropping it would not be restless.</summary>
+    public bool IsProven(long now) => _step == Step.Running && now - _upSince > ProvenMilliseconds;
+
+    /// <summary>Nobody needs it, and nothing is held any more: call <see cref="Retire"/> and forget it. What failed is
+    /// remembered for a while, so that the next attempt keeps its distance.</summary>
+    public bool IsFinished(long now) => _step == Step.Waiting && (!Wanted || (!_attemptDue && now >= _forgetAt));
 
     /// <summary>The token of the watch on the peer's node.</summary>
     public string WatchToken { get; }
@@ -107,11 +138,39 @@ internal sealed class Channel
     /// <summary>The data loop gave the channel up.</summary>
     public bool Faulted => _path?.Fault is not null;
 
+    /// <summary>This side has packets for the peer: an attempt is due.</summary>
+    public void Demand() => _demanded = true;
+
+    /// <summary>Closes the channel in two phases at the next turn, if it runs.</summary>
+    public void Drop(string reason) => _dropReason ??= reason;
+
+    /// <summary>Packets a second since the last call, or over a longer time if that was a moment ago.</summary>
+    public double TakeRate(long now)
+    {
+        const long ShortestMilliseconds = 1000;
+        if (now - _censusAt >= ShortestMilliseconds)
+        {
+            ulong moved = Moved();
+            _rate = (moved - _movedAtCensus) * 1000.0 / (now - _censusAt);
+            _movedAtCensus = moved;
+            _censusAt = now;
+        }
+
+        return _rate;
+    }
+
     /// <summary>Moves as far as possible.</summary>
     /// <param name="now">Milliseconds of <see cref="Environment.TickCount64"/>.</param>
     public void Turn(long now)
     {
         ChannelState? peer = ChannelState.Parse(_context.XenStore.ReadIfVisible(_peerNode));
+        if (_listener && peer is { Phase: ChannelPhase.Calling } && peer.Value.Session != _heardCall)
+        {
+            _heardCall = peer.Value.Session;
+            _demanded = true;
+        }
+
+        LookForIdleness(now);
         // Each pass takes at most one step; a step may make the next one possible.
         Step before;
         do
@@ -125,10 +184,12 @@ internal sealed class Channel
         }
         while (_step != before);
 
+        _attemptDue = _step == Step.Waiting && Wanted && (_demanded || CanConnect(peer));
         Due = _step switch
         {
-            Step.Waiting when Wanted && _listener => _retryAt,
-            Step.Waiting when Wanted && (CanConnect(peer) || _unsaid is not null) => _retryAt,
+            Step.Waiting => _attemptDue ? _retryAt : _forgetAt,
+            Step.Calling or Step.Listening or Step.Connected => _stepSince + AnswerDeadlineMilliseconds,
+            Step.Running => _lookAt,
             Step.Draining => now + DrainPollMilliseconds,
             Step.Closing => _stepSince + CloseDeadlineMilliseconds,
             _ => long.MaxValue,
@@ -143,7 +204,6 @@ internal sealed class Channel
             Release("the daemon ends", now: 0, failed: false);
         }
 
-        _port.Divert.Forget(PeerMac);
         _context.XenStore.Unwatch(_peerNode, WatchToken);
         _context.XenStore.Remove(Key.OwnNode);
     }
@@ -185,24 +245,20 @@ internal sealed class Channel
         bool samePeerSession = peer?.Session == _session;
         switch (_step)
         {
-            case Step.Waiting when Wanted && now >= _retryAt:
-                if (_listener)
-                {
-                    Attempt(Listen, now);
-                }
-                else if (CanConnect(peer))
-                {
-                    Attempt(() => Connect(peer!.Value), now);
-                }
-                else if (_unsaid is { } closed && !TrySay(closed))
-                {
-                    BackOff(now, failed: true);
-                }
-
+            case Step.Waiting or Step.Calling when Wanted && now >= _retryAt && CanConnect(peer):
+                Attempt(() => Connect(peer!.Value), now);
                 break;
 
-            case Step.Listening when !Wanted:
+            case Step.Waiting when Wanted && now >= _retryAt && _demanded:
+                Attempt(_listener ? Listen : Call, now);
+                break;
+
+            case Step.Calling or Step.Listening when !Wanted:
                 Release("no longer introduced", now, failed: false);
+                break;
+
+            case Step.Calling when Expired(now):
+                Release($"domain {Key.Peer} does not answer the call", now, failed: true);
                 break;
 
             case Step.Listening when samePeerSession && peer!.Value.Phase == ChannelPhase.Connected:
@@ -211,6 +267,10 @@ internal sealed class Channel
 
             case Step.Listening when samePeerSession:
                 Release($"the peer could not connect: {peer!.Value.Reason}", now, failed: true);
+                break;
+
+            case Step.Listening or Step.Connected when Expired(now):
+                Release($"domain {Key.Peer} does not answer", now, failed: true);
                 break;
 
             case Step.Connected when samePeerSession && peer!.Value.Phase == ChannelPhase.Connected:
@@ -225,8 +285,8 @@ internal sealed class Channel
                 Release("the peer's side is gone", now, failed: false);
                 break;
 
-            case Step.Connected or Step.Running when !Wanted || peer!.Value.Phase is ChannelPhase.Closing or ChannelPhase.Closed:
-                _closeReason = Wanted ? "the peer closes" : "no longer introduced";
+            case Step.Connected or Step.Running when !Wanted || _dropReason is not null || peer!.Value.Phase is ChannelPhase.Closing or ChannelPhase.Closed:
+                _closeReason = !Wanted ? "no longer introduced" : _dropReason ?? "the peer closes";
                 StopDiverting();
                 // What another CPU was about to divert is in the TAP afterwards, and is drained with the rest.
                 VifDivert.WaitForPackets();
@@ -248,6 +308,27 @@ internal sealed class Channel
         }
     }
 
+    private bool Expired(long now) => now - _stepSince >= AnswerDeadlineMilliseconds;
+
+    private ulong Moved() => _path is { } path ? path.Counters.SentPackets + path.Counters.ReceivedPackets : 0;
+
+    private void LookForIdleness(long now)
+    {
+        if (_step != Step.Running || now < _lookAt)
+        {
+            return;
+        }
+
+        ulong moved = Moved();
+        _quietLooks = moved == _movedAtLook ? _quietLooks + 1 : 0;
+        _movedAtLook = moved;
+        _lookAt = now + (_context.IdleMilliseconds / IdleLooks);
+        if (_quietLooks >= IdleLooks)
+        {
+            Drop("idle");
+        }
+    }
+
     private bool CanConnect(ChannelState? peer) =>
         !_listener && peer is { Phase: ChannelPhase.Listening } && peer.Value.Session != _usedSession;
 
@@ -263,9 +344,18 @@ internal sealed class Channel
         }
     }
 
+    private void Call()
+    {
+        _session = NewSession();
+        Say(new ChannelState(ChannelPhase.Calling, _session));
+        _step = Step.Calling;
+    }
+
+    private static ulong NewSession() => (ulong)Random.Shared.NextInt64(1, long.MaxValue);
+
     private void Listen()
     {
-        _session = (ulong)Random.Shared.NextInt64(long.MinValue, long.MaxValue);
+        _session = NewSession();
         _memory = ChannelMemory.Listen(_context.Hypervisor, Key.Peer, _session, _context.RingBytes);
         Say(new ChannelState(ChannelPhase.Listening, _session, _context.Offer, _memory.GrantReference, _memory.Events.Port));
         _step = Step.Listening;
@@ -281,7 +371,7 @@ internal sealed class Channel
 
     private void Connect(ChannelState peer)
     {
-        _session = peer.Session;
+        _session = _usedSession = peer.Session;
         RequireVersion(peer.Offer);
         _memory = ChannelMemory.Connect(_context.Hypervisor, Key.Peer, _session, peer.GrantReference, peer.Port);
         OpenPath(peer.Offer);
@@ -310,7 +400,10 @@ internal sealed class Channel
         _port.Divert.Connect(PeerMac, _tap!.Device.Index, _slot);
         _port.Divert.Stamp(_slot).Open();
         _step = Step.Running;
-        _upSince = now;
+        _upSince = _censusAt = now;
+        _movedAtLook = _movedAtCensus = 0;
+        _quietLooks = 0;
+        _lookAt = now + (_context.IdleMilliseconds / IdleLooks);
         _lastComplaint = "";
         Log.Info($"channel up: {Key}, {(_listener ? "listener" : "connector")}, rings of {_memory!.RingBytes / 1024} KiB");
     }
@@ -370,14 +463,16 @@ internal sealed class Channel
             _memory = null;
         }
 
-        _usedSession = _session;
         if (wasUp && now - _upSince > ProvenMilliseconds)
         {
             _backoff = FirstBackoffMilliseconds;
             _lastLogged = "";
         }
 
-        BackOff(now, failed);
+        bool restless = wasUp && !failed && Wanted && _dropReason is null && now - _upSince <= ProvenMilliseconds;
+        BackOff(now, failed ? LastBackoffMilliseconds : restless ? LastRestlessBackoffMilliseconds : 0);
+        _demanded = false;
+        _dropReason = null;
         if (failed)
         {
             _lastComplaint = reason;
@@ -391,22 +486,17 @@ internal sealed class Channel
             Log.Info($"channel closed: {Key}: {reason}");
         }
 
-        ChannelState closed = new(ChannelPhase.Closed, _session, Reason: reason);
-        if (!TrySay(closed) && !_listener)
-        {
-            _unsaid = closed;
-        }
-
+        TrySay(new ChannelState(ChannelPhase.Closed, _session, Reason: reason));
         _step = Step.Waiting;
     }
 
-    private void BackOff(long now, bool failed)
+    /// <param name="now">See <see cref="Turn"/>.</param>
+    /// <param name="longest">Up to this each attempt doubles the distance to the next; 0: it stays.</param>
+    private void BackOff(long now, long longest)
     {
         _retryAt = now + _backoff;
-        if (failed)
-        {
-            _backoff = Math.Min(_backoff * 2, LastBackoffMilliseconds);
-        }
+        _backoff = Math.Max(_backoff, Math.Min(_backoff * 2, longest));
+        _forgetAt = _retryAt + (longest > 0 ? _backoff : 0);
     }
 
     /// <summary>False for what was logged last. Numbers make no difference: a peer can choose others each time.</summary>
@@ -439,12 +529,11 @@ internal sealed class Channel
     }
 
     /// <summary>On the way out, what cannot be said (XenStore is full, say) must not keep anything from being released.</summary>
-    private bool TrySay(ChannelState state)
+    private void TrySay(ChannelState state)
     {
         try
         {
             Say(state);
-            return true;
         }
         catch (NativeException e)
         {
@@ -452,19 +541,19 @@ internal sealed class Channel
             {
                 Log.Warning($"{Key}: {e.Message}");
             }
-
-            return false;
         }
     }
 
     private void Say(ChannelState state)
     {
-        _context.XenStore.Write(Key.OwnNode, state.ToString());
-        _unsaid = null;
         if (!_revealed)
         {
+            // Before it says anything: who is told by Dom0 that there is a call must be able to read it.
+            _context.XenStore.MakeDirectory(Key.OwnNode);
             _context.XenStore.SetPermissions(Key.OwnNode, (_context.Self, XenStoreAccess.None), (Key.Peer, XenStoreAccess.Read));
             _revealed = true;
         }
+
+        _context.XenStore.Write(Key.OwnNode, state.ToString());
     }
 }

@@ -1,8 +1,33 @@
+using System.Globalization;
+
 namespace XenLoop.Guest;
 
 /// <summary>Names a channel within this guest: its vif, and the peer's domid and vif.</summary>
 internal readonly record struct ChannelKey(int Vif, ushort Peer, int PeerVif)
 {
+    /// <summary>Null unless the parts are a vif's number, and the domid and vif of a peer ("5-0").</summary>
+    public static ChannelKey? Parse(int vif, ReadOnlySpan<char> peer)
+    {
+        int dash = peer.IndexOf('-');
+        return dash > 0
+            && ushort.TryParse(peer[..dash], NumberStyles.None, CultureInfo.InvariantCulture, out ushort domid)
+            && int.TryParse(peer[(dash + 1)..], NumberStyles.None, CultureInfo.InvariantCulture, out int peerVif)
+            ? new ChannelKey(vif, domid, peerVif)
+            : null;
+    }
+
+    /// <summary>The name of a channel's node ("0-5-0"); null for any other.</summary>
+    public static ChannelKey? ParseNode(ReadOnlySpan<char> name)
+    {
+        int dash = name.IndexOf('-');
+        return dash > 0 && int.TryParse(name[..dash], NumberStyles.None, CultureInfo.InvariantCulture, out int vif)
+            ? Parse(vif, name[(dash + 1)..])
+            : null;
+    }
+
+    /// <summary>The name of the peer below an introduction's vif.</summary>
+    public string PeerName => $"{Peer}-{PeerVif}";
+
     /// <summary>Where this guest says the state of its side; relative to its home.</summary>
     public string OwnNode => $"{Offer.Directory}/{Vif}-{Peer}-{PeerVif}";
 

@@ -5,6 +5,8 @@ namespace XenLoop.Guest;
 /// <summary>The states a side of a channel tells its peer (docs/protocol.md).</summary>
 internal enum ChannelPhase
 {
+    /// <summary>The connector asks the listener to listen.</summary>
+    Calling,
     Listening,
     Connected,
     Closing,
@@ -18,6 +20,9 @@ internal enum ChannelPhase
 internal readonly record struct ChannelState(
     ChannelPhase Phase, ulong Session, Offer Offer = default, uint GrantReference = 0, uint Port = 0, string Reason = "")
 {
+    /// <summary>True while the side that says this waits for the other to notice.</summary>
+    public bool IsCall => Phase is ChannelPhase.Calling or ChannelPhase.Listening;
+
     public override string ToString()
     {
         string head = string.Create(CultureInfo.InvariantCulture, $"{Word(Phase)} {Session:x16}");
@@ -51,6 +56,8 @@ internal readonly record struct ChannelState(
                 return new ChannelState(ChannelPhase.Listening, session, offer.Value, reference, port);
             case "connected":
                 return new ChannelState(ChannelPhase.Connected, session, offer ?? default);
+            case "calling":
+                return new ChannelState(ChannelPhase.Calling, session);
             case "closing":
                 return new ChannelState(ChannelPhase.Closing, session);
             case "closed":
@@ -65,6 +72,7 @@ internal readonly record struct ChannelState(
         ChannelPhase.Listening => "listening",
         ChannelPhase.Connected => "connected",
         ChannelPhase.Closing => "closing",
+        ChannelPhase.Calling => "calling",
         _ => "closed",
     };
 }

@@ -2,6 +2,7 @@ using System.Globalization;
 using System.Text.Json;
 using XenLoop.Control;
 using XenLoop.DataPath;
+using XenLoop.Divert;
 using XenLoop.Hypervisor;
 using XenLoop.Interop;
 using XenLoop.Interop.Linux;
@@ -11,38 +12,46 @@ using XenLoop.Settings;
 namespace XenLoop.Guest;
 
 /// <summary>
-/// The daemon in a guest: offers itself, follows Dom0's introductions, and keeps a channel to every peer introduced.
+/// The daemon in a guest: offers itself, follows Dom0's introductions, counts what goes to each peer introduced, and
+/// keeps a channel to those with traffic.
 /// </summary>
 internal sealed class GuestRole : IRole
 {
     private const string IntroductionsNode = "xenloop";
     private const string IntroductionsToken = "introductions";
 
-    // A vif that Dom0 introduces may not have its interface yet (hot-plug): look again.
-    private const int InterfaceRetryMilliseconds = 1000;
-
-    // Each channel takes one of the guest's watches, of which there are some 120; one too many ends the connection.
-    private const int MaxChannels = 100;
+    // What cannot be attached to (a kernel without BPF, say) is tried again when something changes, and after this at first.
+    private const long FirstPortRetryMilliseconds = 1000;
+    private const long LastPortRetryMilliseconds = 300_000;
 
     // Longer than a channel's own deadlines (docs/protocol.md): drain, then close.
     private const int ShutdownMilliseconds = 2500;
 
+    // A channel in use makes room for a peer with so many times its traffic.
+    private const double RivalFactor = 2;
+
+    private const int DemandQueueBytes = 4096;
+
     private readonly IHypervisor _hypervisor;
     private readonly XenStore _xenStore;
     private readonly RtNetlink _rtnetlink = new();
+    private readonly LinkMonitor _links = new();
+    private readonly BpfRingBuffer _demands;
     private readonly DataLoop _loop;
     private readonly ChannelContext _context;
 
     // As introduced by Dom0.
     private readonly Dictionary<int, MacAddress> _vifs = [];
-    private readonly Dictionary<ChannelKey, MacAddress> _peers = [];
+    private readonly Dictionary<ChannelKey, Introduction> _peers = [];
 
     // As it is.
     private readonly Dictionary<int, VifPort> _ports = [];
     private readonly Dictionary<ChannelKey, Channel> _channels = [];
 
     private GuestSettings _settings;
+    private long _memoryLimit;
     private long _portsDue = long.MaxValue;
+    private long _portRetry = FirstPortRetryMilliseconds;
     private bool _stopping;
     private bool _crowded;
     private string _lastComplaint = "";
@@ -55,9 +64,9 @@ internal sealed class GuestRole : IRole
     public GuestRole(IHypervisor hypervisor, Configuration configuration, IdleMode mode, uint ringBytes, EventFd faults)
     {
         _hypervisor = hypervisor;
-        _settings = configuration.Guest;
         _xenStore = hypervisor.OpenXenStore();
-        Descriptors = [_xenStore.FileDescriptor];
+        _demands = new BpfRingBuffer("xenloop_demand", DemandQueueBytes);
+        Descriptors = [_xenStore.FileDescriptor, _links.FileDescriptor, _demands.FileDescriptor];
         string domid = _xenStore.Read("domid") ?? throw new InvalidDataException("this domain has no \"domid\" node in XenStore");
         ushort self = ushort.Parse(domid, CultureInfo.InvariantCulture);
         Features features = TapDevice.ProbeUso() ? Features.Uso : Features.None;
@@ -69,11 +78,48 @@ internal sealed class GuestRole : IRole
         _xenStore.MakeDirectory(Offer.Directory);
         _xenStore.SetPermissions(Offer.Directory, (self, XenStoreAccess.None));
         _xenStore.Watch(IntroductionsNode, IntroductionsToken);
-        _xenStore.Write(Offer.Node, _context.Offer.ToString());
-        Log.Info($"domain {self} offers itself (features {(uint)features:x}); waiting for Dom0's introductions");
+        _settings = new GuestSettings { Enabled = false };
+        Configure(configuration);
     }
 
     public IReadOnlyList<int> Descriptors { get; }
+
+    private bool TakesPart => _settings.Enabled && !_stopping;
+
+    public void Configure(Configuration configuration)
+    {
+        GuestSettings before = _settings;
+        _settings = configuration.Guest;
+        _context.IdleMilliseconds = _settings.IdleSeconds * 1000L;
+        _memoryLimit = _settings.MaxMemoryMiB * 1024L * 1024 ?? Math.Min(GC.GetGCMemoryInfo().TotalAvailableMemoryBytes / 8, 128L << 20);
+        if (before.Enabled != _settings.Enabled)
+        {
+            if (_settings.Enabled)
+            {
+                _xenStore.Write(Offer.Node, _context.Offer.ToString());
+                Log.Info($"domain {_context.Self} offers itself (features {(uint)_context.Offer.Features:x}); waiting for Dom0's introductions");
+            }
+            else
+            {
+                _xenStore.Remove(Offer.Node);
+                Log.Info($"domain {_context.Self} takes no part, as its configuration says");
+            }
+        }
+
+        foreach ((ChannelKey key, Introduction peer) in _peers)
+        {
+            Track(key, peer);
+        }
+
+        // One turn, and each gets its own: the least useful first, until the rest is within the limits.
+        _crowded = false;
+        long now = Environment.TickCount64;
+        foreach (Channel channel in _channels.Values.Where(c => c.IsRunning).OrderBy(c => c.TakeRate(now)).Take(Excess()).ToArray())
+        {
+            channel.Drop("over the limit that the configuration sets");
+            channel.Turn(now);
+        }
+    }
 
     public int Turn()
     {
@@ -88,18 +134,28 @@ internal sealed class GuestRole : IRole
         }
 
         long now = Environment.TickCount64;
-        FollowVifs(now);
-        FollowPeers();
+        if (_links.TakeChanges() | fired.Contains(IntroductionsToken) | _portsDue <= now)
+        {
+            FollowVifs(now);
+        }
+
+        while (_demands.TryTake(out Demand demand))
+        {
+            Follow(demand, now);
+        }
+
         long due = _portsDue;
         bool retired = false;
         foreach (Channel channel in _channels.Values.ToArray())
         {
-            if (fired.Contains(channel.WatchToken) || channel.Faulted || channel.Due <= now)
+            bool wanted = IsPortCurrent(channel.Key.Vif) && _peers.TryGetValue(channel.Key, out Introduction peer) && peer.Mac == channel.PeerMac;
+            if (fired.Contains(channel.WatchToken) || channel.Faulted || channel.Due <= now || channel.Wanted != wanted)
             {
+                channel.Wanted = wanted;
                 channel.Turn(now);
             }
 
-            if (channel.Finished)
+            if (channel.IsFinished(now))
             {
                 channel.Retire();
                 _channels.Remove(channel.Key);
@@ -110,20 +166,27 @@ internal sealed class GuestRole : IRole
         }
 
         // What was in the way of a successor (another MAC address in the same place) is gone: look again.
-        if (DropPorts() | retired)
+        if (DropPorts())
+        {
+            FollowVifs(now);
+            due = Math.Min(due, _portsDue);
+        }
+
+        if (retired)
         {
             return 0;
         }
 
-        return due == long.MaxValue ? -1 : (int)Math.Clamp(due - Environment.TickCount64, 0, 60_000);
+        return due == long.MaxValue ? -1 : (int)Math.Clamp(due - Environment.TickCount64, 0, int.MaxValue);
     }
-
-    public void Configure(Configuration configuration) => _settings = configuration.Guest;
 
     public void WriteStatus(Utf8JsonWriter json)
     {
         json.WriteString("role", "guest");
         json.WriteNumber("domid", _context.Self);
+        json.WriteBoolean("enabled", _settings.Enabled);
+        json.WriteNumber("channels", _channels.Count);
+        json.WriteNumber("ring_memory_bytes", _channels.Values.Sum(c => c.MemoryBytes));
         json.WriteStartArray("vifs");
         foreach (VifPort port in _ports.Values.OrderBy(p => p.Vif))
         {
@@ -133,6 +196,14 @@ internal sealed class GuestRole : IRole
             json.WriteString("mac", port.Mac.ToString());
             json.WriteString("divert", port.Divert.Rung.ToString().ToLowerInvariant());
             json.WriteStartArray("peers");
+            foreach ((ChannelKey key, Introduction peer) in _peers.Where(p => p.Key.Vif == port.Vif).OrderBy(p => p.Key.Peer).ThenBy(p => p.Key.PeerVif))
+            {
+                if (!_channels.ContainsKey(key))
+                {
+                    WriteIdlePeer(json, port, key, peer);
+                }
+            }
+
             foreach (Channel channel in _channels.Values.Where(c => c.Key.Vif == port.Vif).OrderBy(c => c.Key.Peer).ThenBy(c => c.Key.PeerVif))
             {
                 channel.WriteStatus(json);
@@ -167,125 +238,250 @@ internal sealed class GuestRole : IRole
         _channels.Clear();
         DropPorts();
         _loop.Dispose();
+        _demands.Dispose();
+        _links.Dispose();
         _rtnetlink.Dispose();
         _xenStore.Remove(Offer.Directory);
         _xenStore.Dispose();
+    }
+
+    private static void WriteIdlePeer(Utf8JsonWriter json, VifPort port, ChannelKey key, Introduction peer)
+    {
+        json.WriteStartObject();
+        json.WriteNumber("domid", key.Peer);
+        json.WriteNumber("vif", key.PeerVif);
+        json.WriteString("mac", peer.Mac.ToString());
+        json.WriteString("state", "idle");
+        json.WriteNumber("packets_seen", port.Divert.Read(peer.Mac).Seen);
+        json.WriteEndObject();
     }
 
     /// <summary>One node changed: re-read it alone if it names one peer, else all.</summary>
     private void ReadIntroductions(string path)
     {
         string[] names = path.Split('/');
-        if (names.Length == 3 && int.TryParse(names[1], NumberStyles.None, CultureInfo.InvariantCulture, out int vif) && _vifs.ContainsKey(vif))
+        if (names.Length == 3 && ParseVif(names[1]) is { } vif && _vifs.ContainsKey(vif))
         {
-            ReadPeer(vif, names[2]);
+            if (ChannelKey.Parse(vif, names[2]) is { } key)
+            {
+                SetPeer(key, ReadPeer(key));
+            }
+
             return;
         }
 
+        Dictionary<ChannelKey, Introduction> peers = [];
         _vifs.Clear();
-        _peers.Clear();
         foreach (string name in _xenStore.List(IntroductionsNode))
         {
-            if (int.TryParse(name, NumberStyles.None, CultureInfo.InvariantCulture, out vif)
-                && MacAddress.TryParse(_xenStore.Read($"{IntroductionsNode}/{name}") ?? "", out MacAddress mac))
+            if (ParseVif(name) is { } number && MacAddress.TryParse(_xenStore.Read($"{IntroductionsNode}/{name}") ?? "", out MacAddress mac))
             {
-                _vifs[vif] = mac;
+                _vifs[number] = mac;
                 foreach (string peer in _xenStore.List($"{IntroductionsNode}/{name}"))
                 {
-                    ReadPeer(vif, peer);
+                    if (ChannelKey.Parse(number, peer) is { } key && ReadPeer(key) is { } introduction)
+                    {
+                        peers[key] = introduction;
+                    }
                 }
+            }
+        }
+
+        foreach (ChannelKey gone in _peers.Keys.Where(k => !peers.ContainsKey(k)).ToArray())
+        {
+            SetPeer(gone, null);
+        }
+
+        foreach ((ChannelKey key, Introduction introduction) in peers)
+        {
+            SetPeer(key, introduction);
+        }
+    }
+
+    private static int? ParseVif(string name) =>
+        int.TryParse(name, NumberStyles.None, CultureInfo.InvariantCulture, out int vif) ? vif : null;
+
+    private Introduction? ReadPeer(ChannelKey key) => Introduction.Parse(_xenStore.Read($"{IntroductionsNode}/{key.Vif}/{key.PeerName}"));
+
+    private void SetPeer(ChannelKey key, Introduction? introduction)
+    {
+        Introduction? before = _peers.TryGetValue(key, out Introduction known) ? known : null;
+        if (introduction == before)
+        {
+            return;
+        }
+
+        if (before is { } old && old.Mac != introduction?.Mac && IsPortCurrent(key.Vif))
+        {
+            _ports[key.Vif].Divert.Forget(old.Mac);
+        }
+
+        if (introduction is not { } peer)
+        {
+            _peers.Remove(key);
+            return;
+        }
+
+        _peers[key] = peer;
+        if (before?.Mac != peer.Mac)
+        {
+            Track(key, peer);
+        }
+
+        if (peer.Call != 0 && peer.Call != before?.Call)
+        {
+            // Its own side knows whether the call still stands.
+            OpenChannel(key, peer, Environment.TickCount64)?.Turn(Environment.TickCount64);
+        }
+    }
+
+    /// <summary>Counts the packets to a peer, if its vif's interface is there: else that comes later.</summary>
+    private void Track(ChannelKey key, Introduction peer)
+    {
+        if (!IsPortCurrent(key.Vif))
+        {
+            return;
+        }
+
+        try
+        {
+            _ports[key.Vif].Divert.Track(peer.Mac, _settings.PacketsPerSecond);
+        }
+        catch (NativeException e)
+        {
+            Complain($"{key} stays on netfront: {e.Message}");
+        }
+    }
+
+    private void Follow(Demand demand, long now)
+    {
+        foreach ((ChannelKey key, Introduction peer) in _peers)
+        {
+            if (key.Vif == demand.Vif && peer.Mac.Bits == demand.Address && IsPortCurrent(key.Vif))
+            {
+                if (OpenChannel(key, peer, now, Math.Max(demand.PacketsBefore, (uint)_settings.PacketsPerSecond)) is { } channel)
+                {
+                    channel.Demand();
+                    channel.Turn(now);
+                }
+
+                return;
             }
         }
     }
 
-    private void ReadPeer(int vif, string name)
+    /// <summary>The channel to a peer, to be given a turn; null when there is no room for one more, at least not yet.</summary>
+    /// <param name="key">Of the channel.</param>
+    /// <param name="peer">As introduced.</param>
+    /// <param name="now">Milliseconds of <see cref="Environment.TickCount64"/>.</param>
+    /// <param name="packetsPerSecond">To the peer, as far as this side knows.</param>
+    private Channel? OpenChannel(ChannelKey key, Introduction peer, long now, double packetsPerSecond = 0)
     {
-        string[] parts = name.Split('-');
-        if (parts.Length != 2
-            || !ushort.TryParse(parts[0], NumberStyles.None, CultureInfo.InvariantCulture, out ushort peer)
-            || !int.TryParse(parts[1], NumberStyles.None, CultureInfo.InvariantCulture, out int peerVif))
+        if (_channels.TryGetValue(key, out Channel? channel))
         {
-            return;
+            return channel;
         }
 
-        ChannelKey key = new(vif, peer, peerVif);
-        string value = _xenStore.Read($"{IntroductionsNode}/{vif}/{name}") ?? "";
-        if (MacAddress.TryParse(value.Split(' ')[0], out MacAddress mac))
+        // Two peers with one address: the divert knows only one of them.
+        bool ambiguous = _channels.Values.Any(c => c.Key.Vif == key.Vif && c.PeerMac == peer.Mac);
+        if (!IsPortCurrent(key.Vif) || ambiguous || !HasRoom(packetsPerSecond, now))
         {
-            _peers[key] = mac;
+            return null;
         }
-        else
+
+        channel = new Channel(_context, key, _ports[key.Vif], peer.Mac);
+        _channels[key] = channel;
+        return channel;
+    }
+
+    /// <summary>
+    /// Room for one more channel. If there is none, the least useful one begins to make some when the newcomer has clearly
+    /// more traffic: the newcomer's next packets, at most a second later, find it.
+    /// </summary>
+    private bool HasRoom(double packetsPerSecond, long now)
+    {
+        if (_channels.Count < _settings.MaxChannels && _channels.Values.Sum(c => c.MemoryBytes) + (2L * _context.RingBytes) <= _memoryLimit)
         {
-            _peers.Remove(key);
+            return true;
         }
+
+        if (!_crowded)
+        {
+            _crowded = true;
+            Log.Warning($"{_channels.Count} channels are as many as max-channels ({_settings.MaxChannels}) and max-memory-mib ({_memoryLimit >> 20}) allow: "
+                + "the least used make room for peers with more traffic, which stays on netfront meanwhile");
+        }
+
+        Channel? least = _channels.Values.Where(c => c.IsProven(now)).MinBy(c => c.TakeRate(now));
+        if (least is not null && least.TakeRate(now) * RivalFactor < packetsPerSecond)
+        {
+            least.Drop("makes room for a peer with more traffic");
+            least.Turn(now);
+        }
+
+        return false;
+    }
+
+    /// <summary>How many channels there are too many.</summary>
+    private int Excess()
+    {
+        int excess = Math.Max(0, _channels.Count - _settings.MaxChannels);
+        long memory = _channels.Values.Sum(c => c.MemoryBytes) - _memoryLimit;
+        return Math.Max(excess, (int)Math.Ceiling(Math.Max(0, memory) / (2.0 * _context.RingBytes)));
     }
 
     private void FollowVifs(long now)
     {
         _portsDue = long.MaxValue;
+        foreach (VifPort port in _ports.Values)
+        {
+            port.CheckPlace();
+        }
+
         foreach ((int vif, MacAddress mac) in _vifs)
         {
-            if (_ports.ContainsKey(vif))
+            if (_ports.ContainsKey(vif) || !TakesPart)
             {
                 continue;
             }
 
             try
             {
+                // A vif that Dom0 introduces may not have its interface yet (hot-plug): the kernel tells when it has.
                 if (_hypervisor.FindVifInterface(vif) is { } interfaceName)
                 {
-                    _ports[vif] = new VifPort(vif, interfaceName, mac, _rtnetlink);
+                    _ports[vif] = new VifPort(vif, interfaceName, mac, _rtnetlink, _demands);
+                    _portRetry = FirstPortRetryMilliseconds;
                     Log.Info($"vif {vif} is {interfaceName}, {mac}, divert by {_ports[vif].Divert.Rung}");
-                    continue;
+                    foreach ((ChannelKey key, Introduction peer) in _peers)
+                    {
+                        if (key.Vif == vif)
+                        {
+                            Track(key, peer);
+                        }
+                    }
                 }
             }
             catch (NativeException e)
             {
-                if (_lastComplaint != e.Message)
-                {
-                    _lastComplaint = e.Message;
-                    Log.Error($"vif {vif} stays on netfront: {e.Message}");
-                }
+                Complain($"vif {vif} stays on netfront: {e.Message}");
+                _portsDue = now + _portRetry;
+                _portRetry = Math.Min(_portRetry * 2, LastPortRetryMilliseconds);
             }
-
-            _portsDue = now + InterfaceRetryMilliseconds;
         }
     }
 
-    private void FollowPeers()
+    private void Complain(string message)
     {
-        foreach (Channel channel in _channels.Values)
+        if (_lastComplaint != message)
         {
-            bool wanted = IsPortCurrent(channel.Key.Vif) && _peers.TryGetValue(channel.Key, out MacAddress mac) && mac == channel.PeerMac;
-            if (wanted != channel.Wanted)
-            {
-                channel.Wanted = wanted;
-                channel.Turn(Environment.TickCount64);
-            }
-        }
-
-        foreach ((ChannelKey key, MacAddress mac) in _peers)
-        {
-            if (!_channels.ContainsKey(key) && IsPortCurrent(key.Vif))
-            {
-                if (_channels.Count >= MaxChannels)
-                {
-                    if (!_crowded)
-                    {
-                        _crowded = true;
-                        Log.Warning($"more than {MaxChannels} neighbours: traffic with the others stays on netfront");
-                    }
-
-                    break;
-                }
-
-                _channels[key] = new Channel(_context, key, _ports[key.Vif], mac);
-            }
+            _lastComplaint = message;
+            Log.Error(message);
         }
     }
 
     private bool IsPortCurrent(int vif) =>
-        _ports.TryGetValue(vif, out VifPort? port) && _vifs.TryGetValue(vif, out MacAddress mac) && mac == port.Mac;
+        TakesPart && _ports.TryGetValue(vif, out VifPort? port) && _vifs.TryGetValue(vif, out MacAddress mac) && mac == port.Mac && port.IsInPlace;
 
     /// <returns>True when there was one to drop.</returns>
     private bool DropPorts()

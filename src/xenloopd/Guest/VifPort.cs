@@ -17,13 +17,13 @@ internal sealed class VifPort : IDisposable
     private readonly bool[] _slots = new bool[MaxChannels];
     private readonly RtNetlink _rtnetlink;
 
-    public VifPort(int vif, string interfaceName, MacAddress mac, RtNetlink rtnetlink)
+    public VifPort(int vif, string interfaceName, MacAddress mac, RtNetlink rtnetlink, BpfRingBuffer demands)
     {
         Vif = vif;
         InterfaceName = interfaceName;
         Mac = mac;
         _rtnetlink = rtnetlink;
-        Divert = VifDivert.Attach(interfaceName, mac, MaxChannels);
+        Divert = VifDivert.Attach(interfaceName, mac, MaxChannels, vif, demands);
     }
 
     public int Vif { get; }
@@ -34,6 +34,12 @@ internal sealed class VifPort : IDisposable
     public MacAddress Mac { get; }
 
     public VifDivert Divert { get; }
+
+    /// <summary>False when the interface went away, though there may be another in its place.</summary>
+    public bool IsInPlace { get; private set; } = true;
+
+    /// <summary>Looks whether the interface is still there. To be called when links have changed.</summary>
+    public void CheckPlace() => IsInPlace = _rtnetlink.FindLink(InterfaceName)?.Index == Divert.InterfaceIndex;
 
     /// <summary>A free slot, or -1.</summary>
     public int TakeSlot()
