@@ -104,7 +104,6 @@ internal sealed class LabHost : IAsyncDisposable
     public async Task<LabGuest> AddGuestAsync(string name, IReadOnlyList<LabVifOptions> vifs, ushort? domid = null)
     {
         LabGuest guest = Allocate(name, vifs, domid);
-        await ShAsync($"ip netns add {guest.NetNs}");
         await AddLinksAsync(guest, guest.Vifs, first: true);
         Directory.CreateDirectory(guest.RuntimeDirectory);
         Broker.AddDomain(guest.Domid, guest.BrokerSocket);
@@ -336,10 +335,10 @@ internal sealed class LabHost : IAsyncDisposable
     /// <summary>Makes the interfaces of vifs, at both ends. The guest's come up last: nothing is sent on a port that is not set up.</summary>
     /// <param name="guest">The guest of the vifs.</param>
     /// <param name="vifs">Its new vifs.</param>
-    /// <param name="first">The guest's namespace is new as well.</param>
+    /// <param name="first">Makes the guest's namespace as well: in the same shell, for to start one takes long.</param>
     private async Task AddLinksAsync(LabGuest guest, IReadOnlyList<LabVif> vifs, bool first = false)
     {
-        StringBuilder script = new();
+        StringBuilder script = new(first ? $"ip netns add {guest.NetNs}\n" : "");
         foreach (IGrouping<LabDomain, LabVif> backend in vifs.GroupBy(v => v.BackendDomain))
         {
             foreach (string bridge in backend.Select(v => v.Bridge).Distinct())
