@@ -3,15 +3,13 @@ namespace XenLoop.Settings;
 /// <summary>A pattern for guests: <c>*</c> is any number of characters, none as well, <c>?</c> is one; all else is itself.</summary>
 internal sealed class Glob(string pattern)
 {
-    private readonly string _lower = pattern.ToLowerInvariant();
-
     /// <summary>By its name, or by its UUID in whatever case.</summary>
-    public bool Matches(GuestIdentity guest) => Matches(pattern, guest.Name) || Matches(_lower, guest.Uuid.ToLowerInvariant());
+    public bool Matches(GuestIdentity guest) => Matches(guest.Name, ignoreCase: false) || Matches(guest.Uuid, ignoreCase: true);
 
     public override string ToString() => pattern;
 
     /// <summary>Only the last star is ever reconsidered, so the time is at most the product of both lengths.</summary>
-    private static bool Matches(string pattern, string text)
+    private bool Matches(string text, bool ignoreCase)
     {
         int p = 0, t = 0;
         int star = -1, resume = 0;
@@ -22,7 +20,7 @@ internal sealed class Glob(string pattern)
                 star = p++;
                 resume = t;
             }
-            else if (p < pattern.Length && (pattern[p] == '?' || pattern[p] == text[t]))
+            else if (p < pattern.Length && (pattern[p] == '?' || IsSame(pattern[p], text[t], ignoreCase)))
             {
                 p++;
                 t++;
@@ -41,4 +39,7 @@ internal sealed class Glob(string pattern)
 
         return pattern.AsSpan(p).Trim('*').IsEmpty;
     }
+
+    private static bool IsSame(char one, char other, bool ignoreCase) =>
+        one == other || (ignoreCase && char.ToLowerInvariant(one) == char.ToLowerInvariant(other));
 }
