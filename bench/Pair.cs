@@ -42,7 +42,7 @@ internal sealed class Pair : IAsyncDisposable
         await _dom0Daemon.StartAsync();
         await ClientDaemon.StartAsync(arguments);
         await ServerDaemon.StartAsync(arguments);
-        await ClientDaemon.WaitForAsync(Server.Domid, "running");
+        await ClientDaemon.WaitForAsync(Server.Domid, "running", pinging: Server.Ipv4);
         await ServerDaemon.WaitForAsync(Client.Domid, "running");
     }
 

@@ -59,13 +59,17 @@ public sealed class XenLoopDaemon
     public async Task<JsonElement?> PeerAsync(int domid) => FindPeer(await StatusAsync(), domid);
 
     /// <summary>Waits until the channel to a domain is in this state ("running", say).</summary>
-    public async Task WaitForAsync(int domid, string state)
+    /// <param name="domid">The peer.</param>
+    /// <param name="state">As the status says it.</param>
+    /// <param name="pinging">Meanwhile pings this address of the peer's: without traffic no channel is built.</param>
+    public async Task WaitForAsync(int domid, string state, string? pinging = null)
     {
         // The loop runs over there, so that little of it is in the way of what is being measured.
         CommandResult result = await _run(
             $$"""
             for i in $(seq 300); do
               xenloop status | tr -d ' \n' | grep -q '"domid":{{domid}},"vif":0,"mac":"[0-9a-f:]*","state":"{{state}}"' && exit 0
+              {{(pinging is null ? "" : $"ping -q -c 1 -W 1 {pinging} >/dev/null")}}
               sleep 0.1
             done
             echo 'The channel to domain {{domid}} is not {{state}} after 30 s.'; xenloop status; cat {{LogFile}}; exit 1
