@@ -125,15 +125,14 @@ public class DaemonHostilePeerTests(HostileLab hostile) : IClassFixture<HostileL
     {
         using HandPeer peer = await HandPeer.StartAsync(_lab, hostile.High, _honest);
         Stopwatch? backoff = null;
-        ulong session = 0;
         for (int attempt = 0; attempt < 3; attempt++)
         {
-            await _lab.UntilAsync("the listener tries", () => peer.OtherSays is { Phase: ChannelPhase.Listening } other && other.Session != session);
+            await peer.ListenerAsync();
             Assert.InRange(backoff?.ElapsedMilliseconds ?? 0, attempt switch { 0 => 0, 1 => FirstBackoff, _ => SecondBackoff }, 8000);
-            session = peer.OtherSays!.Value.Session;
+            ulong session = peer.OtherSays!.Value.Session;
             backoff = Stopwatch.StartNew();
             peer.Say(string.Format(null, answer, session.ToString("x16", null)));
-            await _lab.UntilAsync("the listener gives up", () => peer.OtherSays is { Phase: ChannelPhase.Closed } other && other.Session == session);
+            await _lab.UntilAsync("the listener gives up", () => peer.OtherClosed);
             Assert.Equal(default, _lab.Host.Broker.Count(_honest.Domid));
         }
 
@@ -222,7 +221,7 @@ public class DaemonHostilePeerTests(HostileLab hostile) : IClassFixture<HostileL
         await _lab.UntilAsync("the listener closes", () => peer.OtherSays?.Phase == ChannelPhase.Closing);
         Stopwatch watch = Stopwatch.StartNew();
         await Ping.MustAsync(_honest, hostile.High);
-        await _lab.UntilAsync("the listener waits no longer", () => peer.OtherSays?.Phase == ChannelPhase.Closed);
+        await _lab.UntilAsync("the listener waits no longer", () => peer.OtherClosed);
         Assert.InRange(watch.ElapsedMilliseconds, 1500, 10_000);
         Assert.Equal(0, _lab.Host.Broker.Count(_honest.Domid).Ports);
         await peer.ConnectAsync();
@@ -298,7 +297,7 @@ public class DaemonHostilePeerTests(HostileLab hostile) : IClassFixture<HostileL
         await StallAsync(peer);
         Break();
         peer.Say(ChannelPhase.Closing);
-        await _lab.UntilAsync("the channel is closed", () => peer.OtherSays?.Phase == ChannelPhase.Closed || _lab[_honest].HasExited);
+        await _lab.UntilAsync("the channel is closed", () => peer.OtherClosed || _lab[_honest].HasExited);
         await AliveAsync(peer, hostile.High);
 
         unsafe void Break() => peer.Consumed->Index = 0x4000_0000;

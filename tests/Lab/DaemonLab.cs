@@ -131,7 +131,8 @@ internal sealed class DaemonLab : IAsyncDisposable
     public async Task ChannelUpAsync(LabGuest a, LabGuest b)
     {
         using CancellationTokenSource up = new();
-        Task pinging = PingAsync();
+        // From both sides: one that was there before may know the other's address with an old MAC.
+        Task pinging = Task.WhenAll(PingAsync(a, b), PingAsync(b, a));
         try
         {
             await UntilAsync(() => $"a channel from {a.Name} to {b.Name}; states {State(a, b)}, {State(b, a)}", () => IsUp(a, b));
@@ -142,11 +143,11 @@ internal sealed class DaemonLab : IAsyncDisposable
             await pinging;
         }
 
-        async Task PingAsync()
+        async Task PingAsync(LabGuest from, LabGuest to)
         {
             while (!up.IsCancellationRequested)
             {
-                await a.RunAsync($"ping -q -c 1 -W 0.3 {b.IPv4}", CancellationToken.None);
+                await from.RunAsync($"ping -q -c 1 -W 0.3 {to.IPv4}", CancellationToken.None);
             }
         }
     }

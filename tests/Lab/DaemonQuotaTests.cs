@@ -25,6 +25,7 @@ public class DaemonQuotaTests
         UseUp(store);
 
         lab.Start(other);
+        Ping ping = Ping.Start(full, other, interval: 0.1);
         await lab.UntilAsync("the daemon says what is wrong", () => lab.CountMessages(full, "ENOSPC") > 0);
         Assert.Contains("ENOSPC", DaemonLab.Channel(full, other)!.Value.GetProperty("last_error").GetString(), StringComparison.Ordinal);
         await Ping.MustAsync(full, other);
@@ -38,7 +39,8 @@ public class DaemonQuotaTests
 
         store.Remove("data/fill");
         await lab.ChannelUpAsync(full, other);
-        await Ping.MustAsync(full, other);
+        (int lost, _, string summary) = await ping.StopAsync();
+        Assert.True(lost == 0, summary);
     }
 
     [Fact]

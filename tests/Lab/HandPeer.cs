@@ -70,6 +70,9 @@ internal sealed class HandPeer : IDisposable
     /// <summary>What the other guest says of its side.</summary>
     public ChannelState? OtherSays => _lab.Said(_other, _self);
 
+    /// <summary>The other guest has closed its side, and may have forgotten it already.</summary>
+    public bool OtherClosed => OtherSays is null or { Phase: ChannelPhase.Closed };
+
     public unsafe ControlPage* Page => (ControlPage*)_control!.Address;
 
     /// <summary>The line of this side's producer.</summary>
@@ -129,11 +132,16 @@ internal sealed class HandPeer : IDisposable
         await _lab.UntilAsync("the connector diverts", () => DaemonLab.State(_other, _self) == "running");
     }
 
-    /// <summary>As connector: calls, and waits for a session not seen yet.</summary>
-    public Task ListenerAsync()
+    /// <summary>As connector: calls, unless the other listens already, and waits for a session not connected to yet.</summary>
+    public async Task ListenerAsync()
     {
-        Say(new ChannelState(ChannelPhase.Calling, ++_calls).ToString());
-        return _lab.UntilAsync("the listener makes a new attempt", () => OtherSays is { Phase: ChannelPhase.Listening } other && other.Session != Session);
+        if (!Listens())
+        {
+            Say(new ChannelState(ChannelPhase.Calling, ++_calls).ToString());
+            await _lab.UntilAsync("the listener makes a new attempt", Listens);
+        }
+
+        bool Listens() => OtherSays is { Phase: ChannelPhase.Listening } other && other.Session != Session;
     }
 
     /// <summary>As connector: builds a channel by the book.</summary>

@@ -188,10 +188,9 @@ internal sealed class Dom0Role : IRole
                 _xenStore.Unwatch(VifRecord.BackendArea(backend, gone.Domid), $"{VifsToken} {gone.Domid}");
             }
 
-            gone.Offer = null;
             foreach (GuestRecord peer in _guests.Values)
             {
-                PublishPair(peer, gone);
+                PublishPair(peer, gone.Domid);
             }
         }
 
@@ -349,7 +348,7 @@ internal sealed class Dom0Role : IRole
                 {
                     if (_guests.TryGetValue(peer, out GuestRecord? callee))
                     {
-                        PublishPair(callee, guest);
+                        PublishPair(callee, guest.Domid);
                     }
                 }
             }
@@ -406,13 +405,14 @@ internal sealed class Dom0Role : IRole
         PublishPeers(guest);
         foreach (GuestRecord peer in _guests.Values)
         {
-            PublishPair(peer, guest);
+            PublishPair(peer, guest.Domid);
         }
     }
 
+    /// <summary>Of every peer: those on the host, and those that went while this daemon was away.</summary>
     private void PublishPeers(GuestRecord guest)
     {
-        foreach (GuestRecord peer in _guests.Values)
+        foreach (ushort peer in _guests.Keys.Union(guest.PublishedPeers.Keys).ToArray())
         {
             PublishPair(guest, peer);
         }
@@ -466,10 +466,10 @@ internal sealed class Dom0Role : IRole
     }
 
     /// <summary>Brings what one guest knows of another up to date.</summary>
-    private void PublishPair(GuestRecord guest, GuestRecord peer)
+    private void PublishPair(GuestRecord guest, ushort peer)
     {
-        (ChannelKey Key, Introduction Value)[] published = guest.PublishedPeers.GetValueOrDefault(peer.Domid) ?? [];
-        (ChannelKey Key, Introduction Value)[] wanted = Wanted(guest, peer);
+        (ChannelKey Key, Introduction Value)[] published = guest.PublishedPeers.GetValueOrDefault(peer) ?? [];
+        (ChannelKey Key, Introduction Value)[] wanted = Wanted(guest, _guests.GetValueOrDefault(peer));
         if (published.AsSpan().SequenceEqual(wanted))
         {
             return;
@@ -495,18 +495,19 @@ internal sealed class Dom0Role : IRole
 
             if (wanted.Length > 0)
             {
-                guest.PublishedPeers[peer.Domid] = wanted;
+                guest.PublishedPeers[peer] = wanted;
             }
             else
             {
-                guest.PublishedPeers.Remove(peer.Domid);
+                guest.PublishedPeers.Remove(peer);
             }
         });
     }
 
-    private (ChannelKey Key, Introduction Value)[] Wanted(GuestRecord guest, GuestRecord peer)
+    private (ChannelKey Key, Introduction Value)[] Wanted(GuestRecord guest, GuestRecord? peer)
     {
-        if (guest == peer || guest.Offer is null || peer.Offer is null || !_policy.MayMeet(guest.Identity, peer.Identity))
+        // Whom Dom0 cannot name it does not introduce: a denial might miss the guest.
+        if (guest == peer || guest.Offer is null || peer?.Offer is null || !IsNamed(guest) || !IsNamed(peer) || !_policy.MayMeet(guest.Identity, peer.Identity))
         {
             return [];
         }
@@ -527,6 +528,8 @@ internal sealed class Dom0Role : IRole
 
         return wanted?.ToArray() ?? [];
     }
+
+    private static bool IsNamed(GuestRecord guest) => guest.Identity is { Name.Length: > 0, Uuid.Length: > 0 };
 
     private void Write(string path, string value)
     {

@@ -71,7 +71,7 @@ internal sealed class Channel
     // The connector's: a session is tried once, for its port can be bound once.
     private ulong _usedSession;
     // The listener's: the connector's call that was answered last.
-    private ulong _heardCall;
+    private ulong _answeredCall;
     private bool _demanded;
     private bool _attemptDue;
     private ChannelMemory? _memory;
@@ -164,12 +164,6 @@ internal sealed class Channel
     public void Turn(long now)
     {
         ChannelState? peer = ChannelState.Parse(_context.XenStore.ReadIfVisible(_peerNode));
-        if (_listener && peer is { Phase: ChannelPhase.Calling } && peer.Value.Session != _heardCall)
-        {
-            _heardCall = peer.Value.Session;
-            _demanded = true;
-        }
-
         LookForIdleness(now);
         // Each pass takes at most one step; a step may make the next one possible.
         Step before;
@@ -184,7 +178,7 @@ internal sealed class Channel
         }
         while (_step != before);
 
-        _attemptDue = _step == Step.Waiting && Wanted && (_demanded || CanConnect(peer));
+        _attemptDue = _step == Step.Waiting && Wanted && (_demanded || IsCalled(peer) || CanConnect(peer));
         Due = _step switch
         {
             Step.Waiting => _attemptDue ? _retryAt : _forgetAt,
@@ -249,7 +243,12 @@ internal sealed class Channel
                 Attempt(() => Connect(peer!.Value), now);
                 break;
 
-            case Step.Waiting when Wanted && now >= _retryAt && _demanded:
+            case Step.Waiting when Wanted && now >= _retryAt && (_demanded || IsCalled(peer)):
+                if (IsCalled(peer))
+                {
+                    _answeredCall = peer!.Value.Session;
+                }
+
                 Attempt(_listener ? Listen : Call, now);
                 break;
 
@@ -328,6 +327,9 @@ internal sealed class Channel
             Drop("idle");
         }
     }
+
+    private bool IsCalled(ChannelState? peer) =>
+        _listener && peer is { Phase: ChannelPhase.Calling } && peer.Value.Session != _answeredCall;
 
     private bool CanConnect(ChannelState? peer) =>
         !_listener && peer is { Phase: ChannelPhase.Listening } && peer.Value.Session != _usedSession;
