@@ -52,7 +52,7 @@ internal sealed partial class Demo
         Figures bridge = await MeasureAsync();
         Print("bridge", bridge);
 
-        Say("2. Start xenloopd in Dom0 and in both guests. Dom0 introduces the two, they build a channel.");
+        Say("2. Start xenloopd in Dom0 and in both guests. Dom0 introduces the two, the first packet builds a channel.");
         _host.Dom0.StartDaemon(_daemonBinary, onLine: line => Quote("dom0", line));
         StartDaemon(_alice);
         LabProcess daemon = StartDaemon(_bob);
@@ -80,7 +80,7 @@ internal sealed partial class Demo
 
     private LabProcess StartDaemon(LabGuest guest) => guest.StartDaemon(_daemonBinary, onLine: line => Quote(guest.Name, line));
 
-    /// <summary>Waits until both ends divert.</summary>
+    /// <summary>Pings until both ends divert.</summary>
     private async Task ChannelUpAsync()
     {
         for (int i = 0; i < 100; i++)
@@ -90,7 +90,7 @@ internal sealed partial class Demo
                 return;
             }
 
-            await Task.Delay(50);
+            await _alice.RunAsync($"ping -q -c 1 -W 0.05 {_bob.IPv4}");
         }
 
         throw new InvalidOperationException("No channel after 5 s; see the daemons' messages above.");

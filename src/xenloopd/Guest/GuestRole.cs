@@ -247,12 +247,14 @@ internal sealed class GuestRole : IRole
 
     private static void WriteIdlePeer(Utf8JsonWriter json, VifPort port, ChannelKey key, Introduction peer)
     {
+        DivertCounters divert = port.Divert.Read(peer.Mac);
         json.WriteStartObject();
         json.WriteNumber("domid", key.Peer);
         json.WriteNumber("vif", key.PeerVif);
         json.WriteString("mac", peer.Mac.ToString());
         json.WriteString("state", "idle");
-        json.WriteNumber("packets_seen", port.Divert.Read(peer.Mac).Seen);
+        json.WriteNumber("packets_seen", divert.Seen);
+        json.WriteNumber("packets_diverted", divert.Diverted);
         json.WriteEndObject();
     }
 
