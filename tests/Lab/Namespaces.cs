@@ -40,19 +40,26 @@ internal static partial class Namespaces
     /// <summary>What a daemon has put into the guest, named; empty when there is nothing.</summary>
     public static string[] Traces(LabGuest guest) => Run(guest, () =>
     {
-        List<string> traces = [.. Interfaces().Keys.Where(n => n is not ("lo" or "eth0"))];
+        string[] interfaces = [.. Interfaces().Keys];
+        List<string> traces = [.. interfaces.Where(n => n is not "lo" && !IsVif(n))];
         using RtNetlink rtnetlink = new();
-        int eth0 = rtnetlink.FindLink("eth0")!.Index;
-        if (rtnetlink.HasClsact(eth0))
+        foreach (string vif in interfaces.Where(IsVif))
         {
-            traces.Add("clsact");
+            int index = rtnetlink.FindLink(vif)!.Index;
+            if (rtnetlink.HasClsact(index))
+            {
+                traces.Add("clsact");
+            }
+
+            traces.AddRange(rtnetlink.ListFilters(index, TcHook.Egress).Select(f => $"filter {f.Name}"));
+            traces.AddRange(rtnetlink.ListFilters(index, TcHook.Ingress).Select(f => $"filter {f.Name}"));
+            int tcx = CountTcx(index, BpfAttachType.BPF_TCX_EGRESS) + CountTcx(index, BpfAttachType.BPF_TCX_INGRESS);
+            traces.AddRange(Enumerable.Repeat("tcx", tcx));
         }
 
-        traces.AddRange(rtnetlink.ListFilters(eth0, TcHook.Egress).Select(f => $"filter {f.Name}"));
-        traces.AddRange(rtnetlink.ListFilters(eth0, TcHook.Ingress).Select(f => $"filter {f.Name}"));
-        int tcx = CountTcx(eth0, BpfAttachType.BPF_TCX_EGRESS) + CountTcx(eth0, BpfAttachType.BPF_TCX_INGRESS);
-        traces.AddRange(Enumerable.Repeat("tcx", tcx));
         return traces.ToArray();
+
+        static bool IsVif(string name) => name.StartsWith("eth", StringComparison.Ordinal);
     });
 
     /// <summary>Packets that a guest has sent by its vif: netback's side of it has received them.</summary>

@@ -1,7 +1,9 @@
 using System.Text.Json;
 using Tmds.Linux;
 using XenLoop.Guest;
+using XenLoop.Interop.Xen;
 using XenLoop.Lab;
+using Xunit;
 
 namespace XenLoop.Tests.Lab;
 
@@ -9,7 +11,7 @@ namespace XenLoop.Tests.Lab;
 internal static class VifLab
 {
     /// <summary>A guest that runs the daemon, with these vifs.</summary>
-    public static async Task<LabGuest> AddGuestAsync(this DaemonLab lab, string name, params LabVifOptions[] vifs)
+    public static async Task<LabGuest> AddGuestAsync(this DaemonLab lab, string name, IReadOnlyList<LabVifOptions> vifs)
     {
         LabGuest guest = await lab.Host.AddGuestAsync(name, vifs);
         lab.Start(guest);
@@ -45,6 +47,37 @@ internal static class VifLab
     public static bool IsStranger(this DaemonLab lab, LabVif vif, LabVif peer) =>
         lab.XenStore.Read(IntroductionNode(vif, peer)) is null && lab.XenStore.Read(IntroductionNode(peer, vif)) is null;
 
+    /// <summary>All that stands in XenStore, one word for each vif that knows another: "5.0>6.0 00:16:3e:78:00:02", with the other's MAC.</summary>
+    public static string[] Introductions(this DaemonLab lab)
+    {
+        using XenStore store = XenStoreFixture.Open(lab.Dom0.StoreSocket);
+        List<string> found = [];
+        foreach (string domid in store.List("/local/domain"))
+        {
+            string home = $"/local/domain/{domid}/xenloop";
+            foreach (string vif in store.List(home))
+            {
+                found.AddRange(store.List($"{home}/{vif}").Select(p =>
+                    $"{domid}.{vif}>{p.Replace('-', '.')} {Introduction.Parse(store.Read($"{home}/{vif}/{p}"))?.Mac}"));
+            }
+        }
+
+        return [.. found.Order(StringComparer.Ordinal)];
+    }
+
+    /// <summary>What <see cref="Introductions(DaemonLab)"/> gives when these and no others know each other.</summary>
+    public static string[] Introductions(params IEnumerable<(LabVif, LabVif)> pairs) =>
+        [.. pairs.SelectMany(p => new[] { Word(p.Item1, p.Item2), Word(p.Item2, p.Item1) }).Order(StringComparer.Ordinal)];
+
+    /// <summary>Waits until these and no others know each other.</summary>
+    public static Task IntroducedAsync(this DaemonLab lab, params IEnumerable<(LabVif, LabVif)> pairs)
+    {
+        string[] wanted = Introductions(pairs);
+        return lab.UntilAsync(
+            () => $"introductions {string.Join(", ", wanted)}; there are {string.Join(", ", lab.Introductions())}",
+            () => lab.Introductions().SequenceEqual(wanted));
+    }
+
     /// <summary>What a vif's side says of its channel to a peer's.</summary>
     public static ChannelState? Said(this DaemonLab lab, LabVif vif, LabVif peer) =>
         ChannelState.Parse(lab.XenStore.Read($"{vif.Guest.Home}/data/xenloop/{vif.Index}-{peer.Guest.Domid}-{peer.Index}"));
@@ -56,13 +89,18 @@ internal static class VifLab
         && mine.Session == peers.Session;
 
     /// <summary>"none" where there is no introduction, or no daemon.</summary>
-    public static string State(LabVif vif, LabVif peer)
+    public static string State(LabVif vif, LabVif peer) => Channel(vif, peer)?.GetProperty("state").GetString() ?? "none";
+
+    private static long Diverted(LabVif vif, LabVif peer) => Channel(vif, peer)?.GetProperty("packets_diverted").GetInt64() ?? 0;
+
+    private static string Word(LabVif vif, LabVif peer) => $"{vif.Guest.Domid}.{vif.Index}>{peer.Guest.Domid}.{peer.Index} {peer.MacText}";
+
+    private static JsonElement? Channel(LabVif vif, LabVif peer)
     {
         JsonElement? port = DaemonLab.Status(vif.Guest)?.GetProperty("vifs").EnumerateArray().Cast<JsonElement?>()
             .FirstOrDefault(v => v!.Value.GetProperty("vif").GetInt32() == vif.Index);
-        JsonElement? channel = port?.GetProperty("peers").EnumerateArray().Cast<JsonElement?>().FirstOrDefault(p =>
+        return port?.GetProperty("peers").EnumerateArray().Cast<JsonElement?>().FirstOrDefault(p =>
             p!.Value.GetProperty("domid").GetInt32() == peer.Guest.Domid && p.Value.GetProperty("vif").GetInt32() == peer.Index);
-        return channel?.GetProperty("state").GetString() ?? "none";
     }
 
     public static bool IsUp(this DaemonLab lab, LabVif vif, LabVif peer) =>
@@ -96,6 +134,15 @@ internal static class VifLab
         using Echo echo = Echo.Open(from, to);
         await echo.SendAsync(100, count / 100.0);
         await lab.UntilAsync(() => $"{echo.Missing} replies more from {Name(to)} to {Name(from)}", () => echo.Missing == 0, seconds: 5);
+    }
+
+    /// <summary>Some requests, all answered, by a channel. A channel is built if there is none.</summary>
+    public static async Task MustDivertAsync(this DaemonLab lab, LabVif vif, LabVif peer)
+    {
+        await lab.ChannelUpAsync(vif, peer);
+        long diverted = Diverted(vif, peer);
+        await lab.EchoAsync(vif, peer, 10);
+        Assert.InRange(Diverted(vif, peer), diverted + 10, long.MaxValue);
     }
 
     public static string Name(LabVif vif) => $"{vif.Guest.Name}.{vif.Index}";
