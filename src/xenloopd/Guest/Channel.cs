@@ -118,6 +118,9 @@ internal sealed class Channel
     /// <summary>Bytes of the rings; before they are there, what they will have.</summary>
     public long MemoryBytes => 2L * (_memory?.RingBytes ?? _context.RingBytes);
 
+    /// <summary>Nothing is held; it is kept for the distance to the next attempt.</summary>
+    public bool IsWaiting => _step == Step.Waiting;
+
     /// <summary>Both sides divert.</summary>
     public bool IsRunning => _step == Step.Running;
 

@@ -1,3 +1,4 @@
+using XenLoop.Control;
 using XenLoop.Hypervisor;
 using XenLoop.Ring;
 
@@ -132,9 +133,10 @@ internal sealed unsafe class ChannelMemory : IDisposable
             {
                 return hypervisor.Grants.Share(peer, (int)(2 * ringBytes / ControlPage.PageSize));
             }
-            catch (Interop.NativeException) when (ringBytes > ControlPage.MinRingBytes)
+            catch (Interop.NativeException e) when (ringBytes > ControlPage.MinRingBytes)
             {
                 ringBytes /= 2;
+                Log.Warning($"domain {peer}: rings of {ringBytes / 1024} KiB, because: {e.Message}");
             }
         }
     }

@@ -111,7 +111,9 @@ internal sealed class GuestRole : IRole
             Track(key, peer);
         }
 
-        // One turn, and each gets its own: the least useful first, until the rest is within the limits.
+        // The vifs may be wanted again before Dom0 has noticed that they were not.
+        _portsDue = 0;
+        // The least useful go first, until the rest is within the limits.
         _crowded = false;
         long now = Environment.TickCount64;
         foreach (Channel channel in _channels.Values.Where(c => c.IsRunning).OrderBy(c => c.TakeRate(now)).Take(Excess()).ToArray())
@@ -187,6 +189,7 @@ internal sealed class GuestRole : IRole
         json.WriteBoolean("enabled", _settings.Enabled);
         json.WriteNumber("channels", _channels.Count);
         json.WriteNumber("ring_memory_bytes", _channels.Values.Sum(c => c.MemoryBytes));
+        json.WriteNumber("ring_memory_limit_bytes", _memoryLimit);
         json.WriteStartArray("vifs");
         foreach (VifPort port in _ports.Values.OrderBy(p => p.Vif))
         {
@@ -313,20 +316,17 @@ internal sealed class GuestRole : IRole
             return;
         }
 
-        if (before is { } old && old.Mac != introduction?.Mac && IsPortCurrent(key.Vif))
-        {
-            _ports[key.Vif].Divert.Forget(old.Mac);
-        }
-
         if (introduction is not { } peer)
         {
             _peers.Remove(key);
+            Forget(key.Vif, known.Mac);
             return;
         }
 
         _peers[key] = peer;
         if (before?.Mac != peer.Mac)
         {
+            Forget(key.Vif, known.Mac);
             Track(key, peer);
         }
 
@@ -352,6 +352,14 @@ internal sealed class GuestRole : IRole
         catch (NativeException e)
         {
             Complain($"{key} stays on netfront: {e.Message}");
+        }
+    }
+
+    private void Forget(int vif, MacAddress mac)
+    {
+        if (IsPortCurrent(vif) && !_peers.Any(p => p.Key.Vif == vif && p.Value.Mac == mac))
+        {
+            _ports[vif].Divert.Forget(mac);
         }
     }
 
@@ -405,6 +413,14 @@ internal sealed class GuestRole : IRole
         if (_channels.Count < _settings.MaxChannels && _channels.Values.Sum(c => c.MemoryBytes) + (2L * _context.RingBytes) <= _memoryLimit)
         {
             return true;
+        }
+
+        // One that holds nothing, because it failed, makes room at once.
+        if (_channels.Values.FirstOrDefault(c => c.IsWaiting) is { } failed)
+        {
+            failed.Retire();
+            _channels.Remove(failed.Key);
+            return HasRoom(packetsPerSecond, now);
         }
 
         if (!_crowded)

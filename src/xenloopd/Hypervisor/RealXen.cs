@@ -1,5 +1,6 @@
 using System.Globalization;
 using System.Runtime.InteropServices;
+using XenLoop.Control;
 using XenLoop.Interop;
 using XenLoop.Interop.Xen;
 using static XenLoop.Interop.Xen.LibXenEvtchn;
@@ -192,6 +193,7 @@ internal sealed unsafe class RealXen : IHypervisor, IGrantTable, IEventChannels
             int limit = int.Parse(File.ReadAllText(GntallocLimit).AsSpan().Trim(), CultureInfo.InvariantCulture);
             int wanted = checked(limit + Math.Max(pages, 1024));
             File.WriteAllText(GntallocLimit, wanted.ToString(CultureInfo.InvariantCulture));
+            Log.Info($"{GntallocLimit} raised from {limit} to {wanted} pages");
             return true;
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException or FormatException or OverflowException)
