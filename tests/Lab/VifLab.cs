@@ -74,7 +74,7 @@ internal static class VifLab
     {
         string[] wanted = Introductions(pairs);
         return lab.UntilAsync(
-            () => $"introductions {string.Join(", ", wanted)}; there are {string.Join(", ", lab.Introductions())}",
+            () => $"introductions missing: {string.Join(", ", wanted.Except(lab.Introductions()))}; wrong: {string.Join(", ", lab.Introductions().Except(wanted))}",
             () => lab.Introductions().SequenceEqual(wanted));
     }
 
