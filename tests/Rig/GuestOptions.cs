@@ -11,9 +11,17 @@ public enum GuestKind
 }
 
 /// <summary>A network interface of a guest, <c>eth0</c> being the first.</summary>
-/// <param name="Bridge">The bridge in Dom0; made if it does not exist.</param>
+/// <param name="Bridge">The bridge in Dom0, whose name ends with a digit; made if it does not exist. Each has its own network:
+/// 10.77 and fd77 on xenbr0, 10.78 and fd78 on xenbr1 and so on.</param>
 /// <param name="Mac">The MAC address; chosen if null.</param>
-public sealed record GuestVif(string Bridge = "xenbr0", string? Mac = null);
+public sealed record GuestVif(string Bridge = "xenbr0", string? Mac = null)
+{
+    private int Network => 77 + (Bridge[^1] - '0');
+
+    internal string Ipv4(int guest) => $"10.{Network}.0.{10 + guest}";
+
+    internal string Ipv6(int guest) => $"fd{Network}::{10 + guest}";
+}
 
 /// <summary>How to create a <see cref="XenGuest"/>.</summary>
 public sealed record GuestOptions

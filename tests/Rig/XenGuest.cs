@@ -34,20 +34,23 @@ public sealed class XenGuest
     /// <summary>The MAC addresses of eth0, eth1 and so on.</summary>
     public IReadOnlyList<string> Macs { get; }
 
-    /// <summary>The IPv4 address of eth0. That of eth1 begins with 10.78, and so on.</summary>
+    /// <summary>The IPv4 address of eth0.</summary>
     public string Ipv4 => Ipv4Of(0);
 
-    /// <summary>The IPv6 address of eth0 (a unique local one). That of eth1 begins with fd78, and so on.</summary>
+    /// <summary>The IPv6 address of eth0, a unique local one.</summary>
     public string Ipv6 => Ipv6Of(0);
 
     /// <summary>The IPv6 link-local address of eth0, without a zone.</summary>
     public string LinkLocal => LinkLocalOf(Macs[0]);
 
     /// <summary>The IPv4 address of an interface.</summary>
-    public string Ipv4Of(int vif) => $"10.{77 + vif}.0.{10 + _index}";
+    public string Ipv4Of(int vif) => _options.Vifs[vif].Ipv4(_index);
 
     /// <summary>The IPv6 address of an interface.</summary>
-    public string Ipv6Of(int vif) => $"fd{77 + vif}::{10 + _index}";
+    public string Ipv6Of(int vif) => _options.Vifs[vif].Ipv6(_index);
+
+    /// <summary>The address that an interface of this guest would have on another bridge.</summary>
+    public string Ipv4On(string bridge) => new GuestVif(bridge).Ipv4(_index);
 
     private string ControlBridge => $"control{_index}";
 
@@ -93,7 +96,7 @@ public sealed class XenGuest
     internal async Task BootAsync()
     {
         string bridges = string.Join('\n', _options.Vifs.Select(vif => vif.Bridge).Distinct().Select(bridge =>
-            $"ip link show {bridge} >/dev/null 2>&1 || ip link add {bridge} up type bridge forward_delay 0 mcast_snooping 0"));
+            $"ip link add {bridge} up type bridge forward_delay 0 mcast_snooping 0 2>/dev/null || ip link show {bridge} >/dev/null"));
         string script = $$"""
             set -e
             {{bridges}}

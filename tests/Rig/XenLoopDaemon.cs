@@ -48,8 +48,13 @@ public sealed class XenLoopDaemon
     public async Task SignalAsync(string signal) => (await _run($"killall -{signal} xenloopd", null)).Check();
 
     /// <summary>Asks it to end and waits until it has.</summary>
-    public async Task StopAsync() =>
-        (await _run("killall -TERM xenloopd; while pidof xenloopd >/dev/null; do sleep 0.05; done", null)).Check();
+    public Task StopAsync() => EndAsync("TERM");
+
+    /// <summary>Kills it and waits until it is gone: until then its socket is there, and a successor would not start.</summary>
+    public Task KillAsync() => EndAsync("KILL");
+
+    private async Task EndAsync(string signal) =>
+        (await _run($"killall -{signal} xenloopd; while pidof xenloopd >/dev/null; do sleep 0.05; done", null)).Check();
 
     /// <summary>What it answers to <c>status</c>.</summary>
     public async Task<JsonElement> StatusAsync() =>
