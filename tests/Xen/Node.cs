@@ -30,7 +30,13 @@ public sealed record Node(XenGuest Guest, XenLoopDaemon Daemon)
     public async Task<PeerStatus[]> PeersAsync() => Peers(await Daemon.StatusAsync());
 
     /// <summary>The entries in what <c>xenloop status</c> printed.</summary>
-    public static PeerStatus[] Peers(JsonElement status) =>
+    public static PeerStatus[] Peers(string status)
+    {
+        using JsonDocument document = JsonDocument.Parse(status);
+        return Peers(document.RootElement);
+    }
+
+    private static PeerStatus[] Peers(JsonElement status) =>
     [
         .. from vif in status.GetProperty("vifs").EnumerateArray()
            from peer in vif.GetProperty("peers").EnumerateArray()
