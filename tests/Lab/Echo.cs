@@ -1,7 +1,9 @@
+using System.Diagnostics;
 using System.Net;
 using System.Net.Sockets;
 using XenLoop.Interop.Linux;
 using XenLoop.Lab;
+using Xunit;
 
 namespace XenLoop.Tests.Lab;
 
@@ -51,7 +53,14 @@ internal sealed class Echo : IDisposable
         using RtNetlink rtnetlink = new();
         long scope = rtnetlink.FindLink(from.Interface)!.Index;
         Socket socket = new(AddressFamily.InterNetworkV6, SocketType.Raw, ProtocolType.IcmpV6);
-        socket.Bind(new IPEndPoint(Scoped(from.LinkLocal, scope), 0));
+        Stopwatch watch = Stopwatch.StartNew();
+        while (!TryBind(socket, new(Scoped(from.LinkLocal, scope), 0)))
+        {
+            // The kernel gives a new interface its address when it gets round to it.
+            Assert.True(watch.ElapsedMilliseconds < 3000, $"{from.Guest.Name} has no {from.LinkLocal} at {from.Interface}");
+            Thread.Sleep(5);
+        }
+
         socket.Connect(Scoped(to.LinkLocal, scope), 0);
         return socket;
     }));
@@ -86,6 +95,19 @@ internal sealed class Echo : IDisposable
     }
 
     public void Dispose() => _socket.Dispose();
+
+    private static bool TryBind(Socket socket, IPEndPoint endPoint)
+    {
+        try
+        {
+            socket.Bind(endPoint);
+            return true;
+        }
+        catch (SocketException e) when (e.SocketErrorCode == SocketError.AddressNotAvailable)
+        {
+            return false;
+        }
+    }
 
     private static IPAddress Scoped(IPAddress address, long scope) => new(address.GetAddressBytes(), scope);
 
