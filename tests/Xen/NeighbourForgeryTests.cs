@@ -123,7 +123,7 @@ public sealed class NeighbourForgeryTests(NeighbourFixture xen)
         string wantedBackend = $"/local/domain/0/backend/vif/{wanted.Domid}/0";
         try
         {
-            // What is refused is as good as what is ignored; of its frontend's area a guest may change all.
+            // What is refused is as good as what is ignored; a vif's own area a guest may change.
             (await forger.RunAsync($"""
                 self=$(xenstore-read domid)
                 xenstore-read device/vif/0/backend >/tmp/backend
@@ -145,7 +145,7 @@ public sealed class NeighbourForgeryTests(NeighbourFixture xen)
                   xenstore-write $node/mac {wanted.Guest.Macs[0]}
                   xenstore-rm $node
                 done
-                [ "$(xenstore-read device/vif/0/mac) $(xenstore-read device/vif/9/bridge)" = "{wanted.Guest.Macs[0]} xenbr1" ]
+                [ "$(xenstore-read device/vif/0/mac) $(xenstore-read device/vif/0/bridge)" = "{wanted.Guest.Macs[0]} xenbr1" ]
                 """)).Check();
             await xen.SleepAsync(2);
             Assert.Equal(introductions, await xen.IntroductionsAsync());
