@@ -8,9 +8,12 @@ namespace XenLoop.Tests.Xen;
 /// <summary>What unmodified programs see while the daemons move their packets, and what they see when daemons come and go.</summary>
 public sealed partial class ChannelTests(ChannelFixture xen) : IClassFixture<ChannelFixture>
 {
-    public static readonly TheoryData<string, string> Pairs = new() { { "pvh1", "pvh2" }, { "pv1", "pv2" }, { "pvh1", "pv1" } };
+    /// <summary>Each kind of guest on either side of a channel.</summary>
+    public static readonly TheoryData<string, string> Pairs = new() { { "pvh1", "pvh2" }, { "pv1", "pv2" } };
 
-    [Theory, MemberData(nameof(Pairs))]
+    public static readonly TheoryData<string, string> AllPairs = new() { { "pvh1", "pvh2" }, { "pv1", "pv2" }, { "pvh1", "pv1" } };
+
+    [Theory, MemberData(nameof(AllPairs))]
     public async Task Pings_of_every_size_pass_through_the_channel(string a, string b)
     {
         (Node from, Node to) = await UpAsync(a, b);
@@ -29,7 +32,7 @@ public sealed partial class ChannelTests(ChannelFixture xen) : IClassFixture<Cha
         Assert.True(after.sent - before.sent >= 120 && after.received - before.received >= 120, $"{before} to {after}: not through the channel");
     }
 
-    [Theory, MemberData(nameof(Pairs))]
+    [Theory, MemberData(nameof(AllPairs))]
     public async Task Tcp_in_both_directions_at_once_arrives_unchanged(string a, string b)
     {
         (Node left, Node right) = await UpAsync(a, b);

@@ -21,6 +21,7 @@ internal sealed class ControlSocket : IDisposable
         Path.Combine(Environment.GetEnvironmentVariable("RUNTIME_DIRECTORY") ?? "/run/xenloop", "control.sock");
 
     private const int ClientTimeoutMilliseconds = 200;
+    private const int ProbeTimeoutMilliseconds = 2000;
 
     private readonly string _path;
     private readonly Socket _socket;
@@ -49,10 +50,21 @@ internal sealed class ControlSocket : IDisposable
         {
             using Socket probe = new(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified);
             probe.Connect(new UnixDomainSocketEndPoint(path));
+            probe.ReceiveTimeout = ProbeTimeoutMilliseconds;
+            probe.Send("status\n"u8);
+            // A daemon that was just killed holds the socket until all its memory is gone, and answers nothing.
+            if (probe.Receive(new byte[1]) == 0)
+            {
+                return;
+            }
+        }
+        catch (SocketException e) when (e.SocketErrorCode is not (SocketError.WouldBlock or SocketError.TimedOut))
+        {
+            return;
         }
         catch (SocketException)
         {
-            return;
+            // It is stopped, or hangs.
         }
 
         throw new IOException($"another xenloopd answers on {path}; stop it first (systemctl stop xenloopd)");

@@ -1,4 +1,5 @@
 using System.Globalization;
+using XenLoop.Dom0;
 using XenLoop.Guest;
 using XenLoop.Hypervisor;
 using XenLoop.Interop.Xen;
@@ -27,9 +28,10 @@ internal static class Forget
         // Guests see their introductions go, close their channels in good order, and are back on netfront.
         foreach (string domain in xenStore.List("/local/domain"))
         {
-            if (ushort.TryParse(domain, NumberStyles.None, CultureInfo.InvariantCulture, out _))
+            if (ushort.TryParse(domain, NumberStyles.None, CultureInfo.InvariantCulture, out ushort domid))
             {
                 xenStore.Remove($"/local/domain/{domain}/xenloop");
+                Dom0Role.RemoveGhost(xenStore, domid);
             }
         }
     }

@@ -43,14 +43,8 @@ internal static class DivertPrograms
     /// and reports the others that get more than their rate.</summary>
     public static BpfInstruction[] Divert(MacAddress own, int vif, SafeFd peers, SafeFd stamps, SafeFd demands)
     {
-        return new BpfProgram()
-            .Move(R6, R1)
-            .Load(BpfSize.Word, R2, R6, SkbData)
-            .Load(BpfSize.Word, R3, R6, SkbDataEnd)
-            .Move(R4, R2)
-            .Add(R4, EthernetHeader)
-            .JumpIfGreater(R4, R3, "pass")
-
+        BpfProgram program = new();
+        LoadHeader(program.Move(R6, R1))
             // Only what this domain itself sends: a frame that it bridges for somebody else would fail the peer's check of the source.
             .Load(BpfSize.Word, R4, R2, SourceMac)
             .JumpIfNotEqual32(R4, (int)(uint)own.Bits, "pass")
@@ -75,12 +69,8 @@ internal static class DivertPrograms
 
             // A tagged frame is on another segment than the one that Dom0 vouches for: it keeps to the bridge.
             .Load(BpfSize.Word, R1, R6, SkbVlanPresent)
-            .JumpIfNotEqual(R1, 0, "pass")
-            .Load(BpfSize.Word, R2, R6, SkbData)
-            .Load(BpfSize.Word, R3, R6, SkbDataEnd)
-            .Move(R4, R2)
-            .Add(R4, EthernetHeader)
-            .JumpIfGreater(R4, R3, "pass")
+            .JumpIfNotEqual(R1, 0, "pass");
+        LoadHeader(program)
             .Load(BpfSize.Half, R1, R2, EtherType)
             .JumpIfEqual(R1, ETH_P_8021Q, "pass")
             .JumpIfEqual(R1, ETH_P_8021AD, "pass")
@@ -122,12 +112,8 @@ internal static class DivertPrograms
             // scans a network would get a channel from every guest on it.
             .Label("unconnected")
             .Load(BpfSize.Word, R1, R7, VifDivert.Peer.ThresholdOffset)
-            .JumpIfEqual(R1, 0, "pass")
-            .Load(BpfSize.Word, R2, R6, SkbData)
-            .Load(BpfSize.Word, R3, R6, SkbDataEnd)
-            .Move(R4, R2)
-            .Add(R4, EthernetHeader)
-            .JumpIfGreater(R4, R3, "pass")
+            .JumpIfEqual(R1, 0, "pass");
+        LoadHeader(program)
             .Load(BpfSize.Half, R1, R2, EtherType)
             .JumpIfEqual(R1, ETH_P_IP, "demand")
             .JumpIfNotEqual(R1, ETH_P_IPV6, "pass")
@@ -176,9 +162,17 @@ internal static class DivertPrograms
 
             .Label("pass")
             .Move(R0, Next)
-            .Exit()
-            .ToArray();
+            .Exit();
+        return program.ToArray();
     }
+
+    /// <summary>R2 = the packet, R3 = its end; a packet that has no Ethernet header passes. A helper's call clobbers both.</summary>
+    private static BpfProgram LoadHeader(BpfProgram program) => program
+        .Load(BpfSize.Word, R2, R6, SkbData)
+        .Load(BpfSize.Word, R3, R6, SkbDataEnd)
+        .Move(R4, R2)
+        .Add(R4, EthernetHeader)
+        .JumpIfGreater(R4, R3, "pass");
 
     /// <summary>
     /// At the ingress of a channel's TAP, before act_mirred: every packet matches, and is for this host. The TAP's MAC address is

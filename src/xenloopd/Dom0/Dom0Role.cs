@@ -158,6 +158,16 @@ internal sealed class Dom0Role : IRole
         _rtnetlink.Dispose();
     }
 
+    /// <summary>A guest may end while something is written for it: the write makes its home anew, and nobody else removes that.</summary>
+    internal static void RemoveGhost(XenStore xenStore, ushort domid)
+    {
+        string home = $"/local/domain/{domid}";
+        if (xenStore.List(home) is [] or ["xenloop"])
+        {
+            xenStore.Remove(home);
+        }
+    }
+
     private void FollowDomains(HashSet<GuestRecord> changed)
     {
         HashSet<ushort> present = [];
@@ -171,7 +181,7 @@ internal sealed class Dom0Role : IRole
                 }
                 else
                 {
-                    RemoveGhost(domid);
+                    RemoveGhost(_xenStore, domid);
                 }
             }
         }
@@ -208,16 +218,6 @@ internal sealed class Dom0Role : IRole
             ReadNodes(guest, "");
             ReadVifs(guest);
             changed.Add(guest);
-        }
-    }
-
-    /// <summary>A guest that ended while something was written for it: the write has made its home anew, and nobody else removes it.</summary>
-    private void RemoveGhost(ushort domid)
-    {
-        string home = $"/local/domain/{domid}";
-        if (_xenStore.List(home) is ["xenloop"])
-        {
-            _xenStore.Remove(home);
         }
     }
 

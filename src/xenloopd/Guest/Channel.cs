@@ -147,6 +147,15 @@ internal sealed class Channel
     /// <summary>Closes the channel in two phases at the next turn, if it runs.</summary>
     public void Drop(string reason) => _dropReason ??= reason;
 
+    /// <summary>The time after which a channel counts as idle is another one.</summary>
+    public void IdleTimeChanged(long now)
+    {
+        if (_step == Step.Running)
+        {
+            Due = _lookAt = Math.Min(_lookAt, now + (_context.IdleMilliseconds / IdleLooks));
+        }
+    }
+
     /// <summary>Packets a second since the last call, or over a longer time if that was a moment ago.</summary>
     public double TakeRate(long now)
     {

@@ -116,6 +116,11 @@ internal sealed class GuestRole : IRole
         // The least useful go first, until the rest is within the limits.
         _crowded = false;
         long now = Environment.TickCount64;
+        foreach (Channel channel in _channels.Values)
+        {
+            channel.IdleTimeChanged(now);
+        }
+
         foreach (Channel channel in _channels.Values.Where(c => c.IsRunning).OrderBy(c => c.TakeRate(now)).Take(Excess()).ToArray())
         {
             channel.Drop("over the limit that the configuration sets");
@@ -330,10 +335,18 @@ internal sealed class GuestRole : IRole
             Track(key, peer);
         }
 
-        if (peer.Call != 0 && peer.Call != before?.Call)
+        if (peer.Call != before?.Call)
         {
-            // Its own side knows whether the call still stands.
-            OpenChannel(key, peer, Environment.TickCount64)?.Turn(Environment.TickCount64);
+            Hear(key, peer, Environment.TickCount64);
+        }
+    }
+
+    /// <summary>Answers a peer's call, if there is one; its node tells whether the call still stands.</summary>
+    private void Hear(ChannelKey key, Introduction peer, long now)
+    {
+        if (peer.Call != 0)
+        {
+            OpenChannel(key, peer, now)?.Turn(now);
         }
     }
 
@@ -476,6 +489,7 @@ internal sealed class GuestRole : IRole
                         if (key.Vif == vif)
                         {
                             Track(key, peer);
+                            Hear(key, peer, now);
                         }
                     }
                 }
