@@ -127,6 +127,7 @@ internal static class Program
         using ControlSocket control = new(ControlSocket.DefaultPath);
         using IRole role = hypervisor.IsControlDomain ? new Dom0Role(hypervisor, configuration) : new GuestRole(hypervisor, configuration, mode, ringBytes, faults);
         string activity = hypervisor.IsControlDomain ? "introducing guests" : "offering this guest";
+        role.Register(control);
         control.Register("status", (json, _) => WriteStatus(json, role, configuration, mode));
         control.Register("reload", (json, _) =>
         {

@@ -16,6 +16,9 @@ internal interface IRole : IDisposable
     /// <returns>Milliseconds until another turn is due though nothing fires; -1 for none.</returns>
     int Turn();
 
+    /// <summary>Makes known what this role answers besides what all do.</summary>
+    void Register(ControlSocket control);
+
     /// <summary>Takes over another configuration; a turn follows.</summary>
     void Configure(Configuration configuration);
 

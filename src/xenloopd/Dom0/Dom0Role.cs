@@ -23,6 +23,9 @@ internal sealed class Dom0Role : IRole
     private const string VifsToken = "vifs";
     private const string NameToken = "name";
 
+    // Between two looks whether the process that suspends a guest is still there; only while there is one.
+    private const int HolderPollMilliseconds = 250;
+
     // Different names of nodes that one guest can make us remember; beyond that all its nodes are read.
     private const int MaxUnread = 256;
 
@@ -46,6 +49,25 @@ internal sealed class Dom0Role : IRole
     }
 
     public IReadOnlyList<int> Descriptors { get; }
+
+    public void Register(ControlSocket control)
+    {
+        control.Register("quiesce DOMAIN HOLDER", (json, arguments) =>
+        {
+            if (FindGuest(arguments[0], json) is { } guest && ParseHolder(arguments[1], json) is { } holder)
+            {
+                json.WriteString("state", BeginQuiesce(guest, holder));
+            }
+        });
+        control.Register("resume DOMAIN", (json, arguments) =>
+        {
+            if (FindGuest(arguments[0], json) is { } guest)
+            {
+                EndQuiesce(guest, "on request");
+                json.WriteString("state", "resumed");
+            }
+        });
+    }
 
     public void Configure(Configuration configuration)
     {
@@ -111,7 +133,8 @@ internal sealed class Dom0Role : IRole
             Publish(guest);
         }
 
-        return FollowNodes();
+        int due = FollowNodes();
+        return FollowHolders() ? (due < 0 ? HolderPollMilliseconds : Math.Min(due, HolderPollMilliseconds)) : due;
     }
 
     public void WriteStatus(Utf8JsonWriter json)
@@ -125,6 +148,7 @@ internal sealed class Dom0Role : IRole
             json.WriteString("name", guest.Identity.Name);
             json.WriteString("uuid", guest.Identity.Uuid);
             json.WriteBoolean("willing", guest.Offer is not null);
+            json.WriteBoolean("quiesced", guest.Quiesce is not null);
             json.WriteStartArray("vifs");
             for (int i = 0; i < guest.Vifs.Length; i++)
             {
@@ -271,6 +295,12 @@ internal sealed class Dom0Role : IRole
         foreach (string name in _xenStore.List(guest.Introductions))
         {
             string node = $"{guest.Introductions}/{name}";
+            if (name == Offer.QuiesceRequest && Quiesce.Parse(_xenStore.Read(node)) is { Holds: true } quiesce)
+            {
+                guest.Quiesce = quiesce;
+                continue;
+            }
+
             if (!int.TryParse(name, NumberStyles.None, CultureInfo.InvariantCulture, out int vif)
                 || !MacAddress.TryParse(_xenStore.Read(node) ?? "", out MacAddress mac))
             {
@@ -446,12 +476,15 @@ internal sealed class Dom0Role : IRole
             {
                 if (wanted.Count == 0)
                 {
-                    Remove(guest.Introductions);
+                    if (guest.Quiesce is null)
+                    {
+                        Remove(guest.Introductions);
+                    }
+
                     return;
                 }
 
-                _xenStore.MakeDirectory(guest.Introductions);
-                _xenStore.SetPermissions(guest.Introductions, ((ushort)0, XenStoreAccess.None), (guest.Domid, XenStoreAccess.Read));
+                MakeIntroductions(guest);
             }
 
             foreach ((int vif, MacAddress mac) in wanted)
@@ -507,7 +540,7 @@ internal sealed class Dom0Role : IRole
     private (ChannelKey Key, Introduction Value)[] Wanted(GuestRecord guest, GuestRecord? peer)
     {
         // Whom Dom0 cannot name it does not introduce: a denial might miss the guest.
-        if (guest == peer || guest.Offer is null || peer?.Offer is null || !IsNamed(guest) || !IsNamed(peer) || !_policy.MayMeet(guest.Identity, peer.Identity))
+        if (guest == peer || guest.Offer is null || peer?.Offer is null || guest.Quiesce is not null || peer.Quiesce is not null || !IsNamed(guest) || !IsNamed(peer) || !_policy.MayMeet(guest.Identity, peer.Identity))
         {
             return [];
         }
@@ -527,6 +560,89 @@ internal sealed class Dom0Role : IRole
         }
 
         return wanted?.ToArray() ?? [];
+    }
+
+    private void MakeIntroductions(GuestRecord guest)
+    {
+        _xenStore.MakeDirectory(guest.Introductions);
+        _xenStore.SetPermissions(guest.Introductions, ((ushort)0, XenStoreAccess.None), (guest.Domid, XenStoreAccess.Read));
+    }
+
+    /// <summary>By domid or name; says so where there is none.</summary>
+    private GuestRecord? FindGuest(string domain, Utf8JsonWriter json)
+    {
+        GuestRecord? guest = ushort.TryParse(domain, NumberStyles.None, CultureInfo.InvariantCulture, out ushort domid)
+            ? _guests.GetValueOrDefault(domid)
+            : _guests.Values.FirstOrDefault(g => g.Identity.Name == domain);
+        if (guest is null)
+        {
+            json.WriteString("error", $"there is no domain \"{domain}\"; xl list shows them");
+        }
+
+        return guest;
+    }
+
+    private static int? ParseHolder(string text, Utf8JsonWriter json)
+    {
+        if (int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out int holder))
+        {
+            return holder;
+        }
+
+        json.WriteString("error", $"\"{text}\" is no process; give its number, or 0 for none");
+        return null;
+    }
+
+    /// <summary>Begins, or asks how far it is.</summary>
+    /// <returns>"absent": there is no daemon, and so nothing to fear; "pending"; "quiesced".</returns>
+    private string BeginQuiesce(GuestRecord guest, int holder)
+    {
+        if (Offer.Parse(_xenStore.Read($"{guest.Home}/{Offer.Node}")) is null)
+        {
+            return "absent";
+        }
+
+        if (guest.Quiesce is null)
+        {
+            guest.Quiesce = Quiesce.Begin(holder);
+            Log.Info($"domain {guest.Domid} ({guest.Identity.Name}) is to be suspended{(holder == 0 ? "" : $" by process {holder}")}: its channels are closed");
+            Try(guest, () =>
+            {
+                MakeIntroductions(guest);
+                Write($"{guest.Introductions}/{Offer.QuiesceRequest}", guest.Quiesce.ToString());
+            });
+            Publish(guest);
+        }
+
+        return _xenStore.Read($"{guest.Home}/{Offer.Quiesced}") == guest.Quiesce.ToString() ? "quiesced" : "pending";
+    }
+
+    private void EndQuiesce(GuestRecord guest, string why)
+    {
+        if (guest.Quiesce is not null)
+        {
+            guest.Quiesce = null;
+            Log.Info($"domain {guest.Domid} ({guest.Identity.Name}) may have channels again: {why}");
+            Try(guest, () => Remove($"{guest.Introductions}/{Offer.QuiesceRequest}"));
+            Publish(guest);
+        }
+    }
+
+    /// <returns>True while there are some.</returns>
+    private bool FollowHolders()
+    {
+        bool some = false;
+        foreach (GuestRecord guest in _guests.Values)
+        {
+            if (guest.Quiesce is { Holds: false })
+            {
+                EndQuiesce(guest, $"process {guest.Quiesce.Holder} has ended");
+            }
+
+            some |= guest.Quiesce is { Holder: not 0 };
+        }
+
+        return some;
     }
 
     private static bool IsNamed(GuestRecord guest) => guest.Identity is { Name.Length: > 0, Uuid.Length: > 0 };

@@ -30,6 +30,9 @@ internal sealed class GuestRecord(ushort domid)
     /// <summary>The channels for which this guest's side waits for the peer's, each with its session.</summary>
     public Dictionary<ChannelKey, ulong> Calls { get; } = [];
 
+    /// <summary>Null while the guest may have channels.</summary>
+    public Quiesce? Quiesce { get; set; }
+
     /// <summary>What stands in XenStore: the MAC addresses of its vifs.</summary>
     public Dictionary<int, MacAddress> PublishedVifs { get; } = [];
 

@@ -12,8 +12,11 @@ namespace XenLoop.Guest;
 
 /// <summary>What a channel needs of the guest it belongs to.</summary>
 internal sealed record ChannelContext(
-    IHypervisor Hypervisor, XenStore XenStore, DataLoop Loop, ushort Self, Offer Offer, uint RingBytes)
+    IHypervisor Hypervisor, XenStore XenStore, DataLoop Loop, Offer Offer, uint RingBytes)
 {
+    /// <summary>This guest's domid. It becomes another by restore and migration, when there is no channel.</summary>
+    public ushort Self { get; set; }
+
     /// <summary>A channel that carries nothing for so long is dropped.</summary>
     public long IdleMilliseconds { get; set; }
 }

@@ -52,6 +52,8 @@ internal sealed class GuestRole : IRole
     private long _memoryLimit;
     private long _portsDue = long.MaxValue;
     private long _portRetry = FirstPortRetryMilliseconds;
+    private string? _quiesce;
+    private bool _quiesced;
     private bool _stopping;
     private bool _crowded;
     private string _lastComplaint = "";
@@ -71,12 +73,8 @@ internal sealed class GuestRole : IRole
         ushort self = ushort.Parse(domid, CultureInfo.InvariantCulture);
         Features features = TapDevice.ProbeUso() ? Features.Uso : Features.None;
         _loop = new DataLoop(mode, faults);
-        _context = new ChannelContext(hypervisor, _xenStore, _loop, self, new Offer(Offer.CurrentVersion, features), ringBytes);
-
-        // What a killed predecessor left goes first: peers see it go and drop their side.
-        _xenStore.Remove(Offer.Directory);
-        _xenStore.MakeDirectory(Offer.Directory);
-        _xenStore.SetPermissions(Offer.Directory, (self, XenStoreAccess.None));
+        _context = new ChannelContext(hypervisor, _xenStore, _loop, new Offer(Offer.CurrentVersion, features), ringBytes) { Self = self };
+        BeginAnew();
         _xenStore.Watch(IntroductionsNode, IntroductionsToken);
         _settings = new GuestSettings { Enabled = false };
         Configure(configuration);
@@ -84,7 +82,12 @@ internal sealed class GuestRole : IRole
 
     public IReadOnlyList<int> Descriptors { get; }
 
-    private bool TakesPart => _settings.Enabled && !_stopping;
+    private bool TakesPart => _settings.Enabled && !_stopping && _quiesce is null;
+
+    public void Register(ControlSocket control)
+    {
+        // A guest answers what every daemon does.
+    }
 
     public void Configure(Configuration configuration)
     {
@@ -179,6 +182,13 @@ internal sealed class GuestRole : IRole
             due = Math.Min(due, _portsDue);
         }
 
+        if (_quiesce is not null && !_quiesced && _channels.Count == 0)
+        {
+            _quiesced = true;
+            _xenStore.Write(Offer.Quiesced, _quiesce);
+            Log.Info("quiesced: nothing is shared with other guests until the suspend is over");
+        }
+
         if (retired)
         {
             return 0;
@@ -266,10 +276,59 @@ internal sealed class GuestRole : IRole
         json.WriteEndObject();
     }
 
+    /// <summary>Makes the guest's own area in XenStore. What a killed predecessor left goes first: peers see it go and drop their side.</summary>
+    private void BeginAnew()
+    {
+        _xenStore.Remove(Offer.Directory);
+        _xenStore.MakeDirectory(Offer.Directory);
+        _xenStore.SetPermissions(Offer.Directory, (_context.Self, XenStoreAccess.None));
+    }
+
+    /// <summary>After a restore or a migration the domid is another one, and the home in XenStore a new one.</summary>
+    private void FollowDomid()
+    {
+        if (!ushort.TryParse(_xenStore.Read("domid"), NumberStyles.None, CultureInfo.InvariantCulture, out ushort self) || self == _context.Self)
+        {
+            return;
+        }
+
+        Log.Info($"domain {_context.Self} is domain {self} now");
+        _context.Self = self;
+        BeginAnew();
+        if (_settings.Enabled)
+        {
+            _xenStore.Write(Offer.Node, _context.Offer.ToString());
+        }
+    }
+
+    private void ReadQuiesce()
+    {
+        string? request = _xenStore.Read($"{IntroductionsNode}/{Offer.QuiesceRequest}");
+        if (request == _quiesce)
+        {
+            return;
+        }
+
+        if (_quiesced)
+        {
+            _xenStore.Remove(Offer.Quiesced);
+            _quiesced = false;
+        }
+
+        _quiesce = request;
+        _portsDue = 0;
+    }
+
     /// <summary>One node changed: re-read it alone if it names one peer, else all.</summary>
     private void ReadIntroductions(string path)
     {
         string[] names = path.Split('/');
+        if (names is [_, Offer.QuiesceRequest])
+        {
+            ReadQuiesce();
+            return;
+        }
+
         if (names.Length == 3 && ParseVif(names[1]) is { } vif && _vifs.ContainsKey(vif))
         {
             if (ChannelKey.Parse(vif, names[2]) is { } key)
@@ -280,6 +339,8 @@ internal sealed class GuestRole : IRole
             return;
         }
 
+        FollowDomid();
+        ReadQuiesce();
         Dictionary<ChannelKey, Introduction> peers = [];
         _vifs.Clear();
         foreach (string name in _xenStore.List(IntroductionsNode))

@@ -19,6 +19,12 @@ internal readonly record struct Offer(uint Version, Features Features)
 
     public const string Node = Directory + "/offer";
 
+    /// <summary>The guest's answer to <see cref="QuiesceRequest"/>: its value, when no channel is left.</summary>
+    public const string Quiesced = Directory + "/quiesced";
+
+    /// <summary>Dom0 wants the guest to hold nothing that a suspend would break; below the introductions.</summary>
+    public const string QuiesceRequest = "quiesce";
+
     public const uint CurrentVersion = 1;
 
     public override string ToString() => string.Create(CultureInfo.InvariantCulture, $"{Version} {(uint)Features:x}");
