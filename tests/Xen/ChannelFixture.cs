@@ -4,7 +4,14 @@ using Xunit;
 
 namespace XenLoop.Tests.Xen;
 
-/// <summary>A host with two guests of either kind, the daemon in Dom0 and in each: shared by the tests of a class.</summary>
+/// <summary>Several classes, one host.</summary>
+[CollectionDefinition(Name)]
+public sealed class ChannelHost : ICollectionFixture<ChannelFixture>
+{
+    public const string Name = "Channels";
+}
+
+/// <summary>A host with two guests of either kind, the daemon in Dom0 and in each.</summary>
 public sealed class ChannelFixture : IAsyncLifetime
 {
     private readonly Dictionary<string, Node> _guests = [];

@@ -6,7 +6,8 @@ using Xunit;
 namespace XenLoop.Tests.Xen;
 
 /// <summary>What unmodified programs see while the daemons move their packets, and what they see when daemons come and go.</summary>
-public sealed partial class ChannelTests(ChannelFixture xen) : IClassFixture<ChannelFixture>
+[Collection(ChannelHost.Name)]
+public sealed partial class ChannelTests(ChannelFixture xen)
 {
     /// <summary>Each kind of guest on either side of a channel.</summary>
     public static readonly TheoryData<string, string> Pairs = new() { { "pvh1", "pvh2" }, { "pv1", "pv2" } };
