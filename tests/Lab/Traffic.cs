@@ -33,20 +33,23 @@ internal sealed partial class Ping
     /// <returns>Packets without a reply, and the longest time between two replies, in seconds.</returns>
     public async Task<(int Lost, double LongestGap, string Summary)> StopAsync()
     {
-        // What is under way may still arrive: ping counts it until it ends.
-        await Task.Delay(50);
         _process.Signal(LibC.SIGINT);
         await _process.WaitForExitAsync();
         string output = _process.Output;
         Match summary = Summary().Match(output);
         Assert.True(summary.Success, output);
-        double[] times = [.. Reply().Matches(output).Select(m => double.Parse(m.Groups[1].ValueSpan, CultureInfo.InvariantCulture))];
+        Match[] replies = [.. Reply().Matches(output).Cast<Match>()];
+        double[] times = [.. replies.Select(m => double.Parse(m.Groups[1].ValueSpan, CultureInfo.InvariantCulture))];
         double gap = times.Zip(times.Skip(1), (a, b) => b - a).DefaultIfEmpty(double.PositiveInfinity).Max();
+        HashSet<int> answered = [.. replies.Select(m => int.Parse(m.Groups[2].ValueSpan, CultureInfo.InvariantCulture))];
         int sent = int.Parse(summary.Groups[1].ValueSpan, CultureInfo.InvariantCulture);
-        return (sent - int.Parse(summary.Groups[2].ValueSpan, CultureInfo.InvariantCulture), gap, summary.Value);
+        // The signal may come between the last request and its reply.
+        int counted = answered.Contains(sent) ? sent : sent - 1;
+        int[] lost = [.. Enumerable.Range(1, counted).Where(s => !answered.Contains(s))];
+        return (lost.Length, gap, $"{summary.Value}; without a reply: {string.Join(' ', lost)}");
     }
 
-    [GeneratedRegex("^\\[([0-9.]+)\\] [0-9]+ bytes from", RegexOptions.Multiline)]
+    [GeneratedRegex("^\\[([0-9.]+)\\] [0-9]+ bytes from .*icmp_seq=([0-9]+) ", RegexOptions.Multiline)]
     private static partial Regex Reply();
 
     [GeneratedRegex("([0-9]+) packets transmitted, ([0-9]+) received.*")]

@@ -96,6 +96,9 @@ internal sealed class Dom0Role : IRole
                     case NodesToken:
                         Remember(guest, path);
                         break;
+                    // A guest makes its backend change state as often as it likes, and that says nothing of the vif.
+                    case VifsToken when path.EndsWith("/state", StringComparison.Ordinal):
+                        break;
                     case VifsToken:
                         rewired.Add(guest);
                         break;

@@ -317,7 +317,8 @@ internal sealed class Channel
                 || (!_listener && peer.Value.Phase == ChannelPhase.Closing)
                 || _path!.Fault is not null
                 || now - _stepSince >= CloseDeadlineMilliseconds:
-                Release(_path!.Fault?.Message ?? _closeReason, now, failed: _path.Fault is PeerViolationException);
+                // A peer that has unmapped already looks as if it had died.
+                Release(_path!.Fault is null or PeerGoneException ? _closeReason : _path.Fault.Message, now, failed: _path.Fault is PeerViolationException);
                 break;
         }
     }
