@@ -1,4 +1,3 @@
-using System.Globalization;
 using XenLoop.Dom0;
 using XenLoop.Guest;
 using XenLoop.Hypervisor;
@@ -26,13 +25,10 @@ internal static class Forget
         }
 
         // Guests see their introductions go, close their channels in good order, and are back on netfront.
-        foreach (string domain in xenStore.List("/local/domain"))
+        foreach (ushort domid in Dom0Role.ListGuests(xenStore))
         {
-            if (ushort.TryParse(domain, NumberStyles.None, CultureInfo.InvariantCulture, out ushort domid))
-            {
-                xenStore.Remove($"/local/domain/{domain}/xenloop");
-                Dom0Role.RemoveGhost(xenStore, domid);
-            }
+            xenStore.Remove($"/local/domain/{domid}/xenloop");
+            Dom0Role.RemoveGhost(xenStore, domid);
         }
     }
 }

@@ -185,6 +185,18 @@ internal sealed class Dom0Role : IRole
         _rtnetlink.Dispose();
     }
 
+    /// <summary>Every domain but Dom0 that has a home in XenStore, ghosts included.</summary>
+    internal static IEnumerable<ushort> ListGuests(XenStore xenStore)
+    {
+        foreach (string name in xenStore.List("/local/domain"))
+        {
+            if (ushort.TryParse(name, NumberStyles.None, CultureInfo.InvariantCulture, out ushort domid) && domid != 0)
+            {
+                yield return domid;
+            }
+        }
+    }
+
     /// <summary>A guest may end while something is written for it: the write makes its home anew, and nobody else removes that.</summary>
     internal static void RemoveGhost(XenStore xenStore, ushort domid)
     {
@@ -198,18 +210,15 @@ internal sealed class Dom0Role : IRole
     private void FollowDomains(HashSet<GuestRecord> changed)
     {
         HashSet<ushort> present = [];
-        foreach (string name in _xenStore.List("/local/domain"))
+        foreach (ushort domid in ListGuests(_xenStore))
         {
-            if (ushort.TryParse(name, NumberStyles.None, CultureInfo.InvariantCulture, out ushort domid) && domid != 0)
+            if (_xenStore.Read($"/local/domain/{domid}/domid") is not null)
             {
-                if (_xenStore.Read($"/local/domain/{name}/domid") is not null)
-                {
-                    present.Add(domid);
-                }
-                else
-                {
-                    RemoveGhost(_xenStore, domid);
-                }
+                present.Add(domid);
+            }
+            else
+            {
+                RemoveGhost(_xenStore, domid);
             }
         }
 
@@ -304,7 +313,7 @@ internal sealed class Dom0Role : IRole
                 continue;
             }
 
-            if (!int.TryParse(name, NumberStyles.None, CultureInfo.InvariantCulture, out int vif)
+            if (ChannelKey.ParseVif(name) is not { } vif
                 || !MacAddress.TryParse(_xenStore.Read(node) ?? "", out MacAddress mac))
             {
                 _xenStore.Remove(node);

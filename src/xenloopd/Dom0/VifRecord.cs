@@ -1,4 +1,5 @@
 using System.Globalization;
+using XenLoop.Guest;
 using XenLoop.Interop.Linux;
 using XenLoop.Interop.Xen;
 
@@ -43,7 +44,7 @@ internal readonly record struct VifRecord(int Vif, MacAddress Mac, ushort Backen
         // libxl's private area names the backend of each vif; XAPI has all of them in Dom0.
         foreach (string name in xenStore.List(Libxl(domid)))
         {
-            if (ParseVif(name) is { } vif
+            if (ChannelKey.ParseVif(name) is { } vif
                 && ParseBackend(xenStore.Read($"{Libxl(domid)}/{name}/backend"), domid, vif) is { } backend)
             {
                 if (backend != 0)
@@ -57,7 +58,7 @@ internal readonly record struct VifRecord(int Vif, MacAddress Mac, ushort Backen
 
         foreach (string name in xenStore.List(BackendArea(0, domid)))
         {
-            if (ParseVif(name) is { } vif && !vifs.ContainsKey(vif))
+            if (ChannelKey.ParseVif(name) is { } vif && !vifs.ContainsKey(vif))
             {
                 Add(vif, 0);
             }
@@ -89,9 +90,6 @@ internal readonly record struct VifRecord(int Vif, MacAddress Mac, ushort Backen
 
     /// <summary>Where a backend domain and the toolstack talk about a guest's vifs.</summary>
     public static string BackendArea(ushort backend, ushort domid) => $"/local/domain/{backend}/backend/vif/{domid}";
-
-    private static int? ParseVif(string name) =>
-        int.TryParse(name, NumberStyles.None, CultureInfo.InvariantCulture, out int vif) ? vif : null;
 
     /// <summary>The domain in <c>/local/domain/B/backend/vif/D/V</c>.</summary>
     private static ushort? ParseBackend(string? path, ushort domid, int vif)

@@ -5,13 +5,17 @@ namespace XenLoop.Guest;
 /// <summary>Names a channel within this guest: its vif, and the peer's domid and vif.</summary>
 internal readonly record struct ChannelKey(int Vif, ushort Peer, int PeerVif)
 {
+    /// <summary>A vif's number; null for anything else.</summary>
+    public static int? ParseVif(ReadOnlySpan<char> name) =>
+        int.TryParse(name, NumberStyles.None, CultureInfo.InvariantCulture, out int vif) ? vif : null;
+
     /// <summary>Null unless the parts are a vif's number, and the domid and vif of a peer ("5-0").</summary>
     public static ChannelKey? Parse(int vif, ReadOnlySpan<char> peer)
     {
         int dash = peer.IndexOf('-');
         return dash > 0
             && ushort.TryParse(peer[..dash], NumberStyles.None, CultureInfo.InvariantCulture, out ushort domid)
-            && int.TryParse(peer[(dash + 1)..], NumberStyles.None, CultureInfo.InvariantCulture, out int peerVif)
+            && ParseVif(peer[(dash + 1)..]) is { } peerVif
             ? new ChannelKey(vif, domid, peerVif)
             : null;
     }
@@ -20,7 +24,7 @@ internal readonly record struct ChannelKey(int Vif, ushort Peer, int PeerVif)
     public static ChannelKey? ParseNode(ReadOnlySpan<char> name)
     {
         int dash = name.IndexOf('-');
-        return dash > 0 && int.TryParse(name[..dash], NumberStyles.None, CultureInfo.InvariantCulture, out int vif)
+        return dash > 0 && ParseVif(name[..dash]) is { } vif
             ? Parse(vif, name[(dash + 1)..])
             : null;
     }

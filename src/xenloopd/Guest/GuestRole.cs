@@ -82,6 +82,9 @@ internal sealed class GuestRole : IRole
 
     public IReadOnlyList<int> Descriptors { get; }
 
+    /// <summary>Bytes that the rings of all channels take, or will.</summary>
+    private long RingMemory => _channels.Values.Sum(c => c.MemoryBytes);
+
     private bool TakesPart => _settings.Enabled && !_stopping && _quiesce is null;
 
     public void Register(ControlSocket control)
@@ -203,7 +206,7 @@ internal sealed class GuestRole : IRole
         json.WriteNumber("domid", _context.Self);
         json.WriteBoolean("enabled", _settings.Enabled);
         json.WriteNumber("channels", _channels.Count);
-        json.WriteNumber("ring_memory_bytes", _channels.Values.Sum(c => c.MemoryBytes));
+        json.WriteNumber("ring_memory_bytes", RingMemory);
         json.WriteNumber("ring_memory_limit_bytes", _memoryLimit);
         json.WriteStartArray("vifs");
         foreach (VifPort port in _ports.Values.OrderBy(p => p.Vif))
@@ -329,7 +332,7 @@ internal sealed class GuestRole : IRole
             return;
         }
 
-        if (names.Length == 3 && ParseVif(names[1]) is { } vif && _vifs.ContainsKey(vif))
+        if (names.Length == 3 && ChannelKey.ParseVif(names[1]) is { } vif && _vifs.ContainsKey(vif))
         {
             if (ChannelKey.Parse(vif, names[2]) is { } key)
             {
@@ -345,7 +348,7 @@ internal sealed class GuestRole : IRole
         _vifs.Clear();
         foreach (string name in _xenStore.List(IntroductionsNode))
         {
-            if (ParseVif(name) is { } number && MacAddress.TryParse(_xenStore.Read($"{IntroductionsNode}/{name}") ?? "", out MacAddress mac))
+            if (ChannelKey.ParseVif(name) is { } number && MacAddress.TryParse(_xenStore.Read($"{IntroductionsNode}/{name}") ?? "", out MacAddress mac))
             {
                 _vifs[number] = mac;
                 foreach (string peer in _xenStore.List($"{IntroductionsNode}/{name}"))
@@ -369,9 +372,6 @@ internal sealed class GuestRole : IRole
         }
     }
 
-    private static int? ParseVif(string name) =>
-        int.TryParse(name, NumberStyles.None, CultureInfo.InvariantCulture, out int vif) ? vif : null;
-
     private Introduction? ReadPeer(ChannelKey key) => Introduction.Parse(_xenStore.Read($"{IntroductionsNode}/{key.Vif}/{key.PeerName}"));
 
     private void SetPeer(ChannelKey key, Introduction? introduction)
@@ -392,7 +392,11 @@ internal sealed class GuestRole : IRole
         _peers[key] = peer;
         if (before?.Mac != peer.Mac)
         {
-            Forget(key.Vif, known.Mac);
+            if (before is not null)
+            {
+                Forget(key.Vif, known.Mac);
+            }
+
             Track(key, peer);
         }
 
@@ -484,7 +488,7 @@ internal sealed class GuestRole : IRole
     /// </summary>
     private bool HasRoom(double packetsPerSecond, long now)
     {
-        if (_channels.Count < _settings.MaxChannels && _channels.Values.Sum(c => c.MemoryBytes) + (2L * _context.RingBytes) <= _memoryLimit)
+        if (_channels.Count < _settings.MaxChannels && RingMemory + (2L * _context.RingBytes) <= _memoryLimit)
         {
             return true;
         }
@@ -518,7 +522,7 @@ internal sealed class GuestRole : IRole
     private int Excess()
     {
         int excess = Math.Max(0, _channels.Count - _settings.MaxChannels);
-        long memory = _channels.Values.Sum(c => c.MemoryBytes) - _memoryLimit;
+        long memory = RingMemory - _memoryLimit;
         return Math.Max(excess, (int)Math.Ceiling(Math.Max(0, memory) / (2.0 * _context.RingBytes)));
     }
 
