@@ -11,6 +11,9 @@ public sealed class XenLoopDaemon
 {
     private const string LogFile = "/var/log/xenloopd.log";
 
+    // Not by name: after an unprepared suspend there is a second process of this program, which is not to be touched.
+    private const string PidFile = "/run/xenloopd.pid";
+
     private readonly Func<string, TimeSpan?, Task<CommandResult>> _run;
 
     private XenLoopDaemon(Func<string, TimeSpan?, Task<CommandResult>> run) => _run = run;
@@ -39,13 +42,13 @@ public sealed class XenLoopDaemon
     public async Task StrikeAsync(string signal, double before, double down) => (await _run(string.Create(CultureInfo.InvariantCulture,
         $"""
         sleep {before}
-        killall -{signal} xenloopd
+        kill -{signal} $(cat {PidFile})
         sleep {down}
-        {(signal == "KILL" ? StartScript("") : "killall -CONT xenloopd")}
+        {(signal == "KILL" ? StartScript("") : $"kill -CONT $(cat {PidFile})")}
         """), null)).Check();
 
     /// <summary>Sends a signal (KILL, STOP, CONT, TERM) to the daemon.</summary>
-    public async Task SignalAsync(string signal) => (await _run($"killall -{signal} xenloopd", null)).Check();
+    public async Task SignalAsync(string signal) => (await _run($"kill -{signal} $(cat {PidFile})", null)).Check();
 
     /// <summary>Asks it to end and waits until it has.</summary>
     public Task StopAsync() => EndAsync("TERM");
@@ -54,7 +57,7 @@ public sealed class XenLoopDaemon
     public Task KillAsync() => EndAsync("KILL");
 
     private async Task EndAsync(string signal) =>
-        (await _run($"killall -{signal} xenloopd; while pidof xenloopd >/dev/null; do sleep 0.05; done", null)).Check();
+        (await _run($"pid=$(cat {PidFile}); kill -{signal} $pid; while kill -0 $pid 2>/dev/null; do sleep 0.05; done", null)).Check();
 
     /// <summary>What it answers to <c>status</c>.</summary>
     public async Task<JsonElement> StatusAsync() =>
@@ -88,6 +91,7 @@ public sealed class XenLoopDaemon
     private static string StartScript(string arguments) => $$"""
         setsid nohup xenloopd {{arguments}} >>{{LogFile}} 2>&1 </dev/null &
         pid=$!
+        echo $pid >{{PidFile}}
         until xenloop status >/dev/null 2>&1; do
           kill -0 $pid 2>/dev/null || { echo 'xenloopd ended:'; cat {{LogFile}}; exit 1; }
           sleep 0.1

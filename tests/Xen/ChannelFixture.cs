@@ -11,6 +11,13 @@ public sealed class ChannelHost : ICollectionFixture<ChannelFixture>
     public const string Name = "Channels";
 }
 
+/// <summary>As <see cref="ChannelHost"/>, on another host: what suspends guests takes long, and hosts run side by side.</summary>
+[CollectionDefinition(Name)]
+public sealed class SuspendHost : ICollectionFixture<ChannelFixture>
+{
+    public const string Name = "Suspends";
+}
+
 /// <summary>A host with two guests of either kind, the daemon in Dom0 and in each.</summary>
 public sealed class ChannelFixture : IAsyncLifetime
 {
@@ -37,7 +44,7 @@ public sealed class ChannelFixture : IAsyncLifetime
     /// <summary>Creates a guest and starts its daemon.</summary>
     public async Task<Node> AddGuestAsync(string name, GuestKind kind)
     {
-        XenGuest guest = await Host.CreateGuestAsync(new GuestOptions { Name = name, Kind = kind });
+        XenGuest guest = await Host.CreateGuestAsync(new GuestOptions { Name = name, Kind = kind, MemoryMiB = 256 });
         XenLoopDaemon daemon = await XenLoopDaemon.InstallAsync(guest);
         // Idle channels stay: the clock leaps ahead while the tests themselves think.
         (await guest.RunAsync("mkdir -p /etc/xenloop; printf '[guest]\\nidle-seconds = 604800\\n' >/etc/xenloop/xenloopd.toml")).Check();
@@ -50,6 +57,25 @@ public sealed class ChannelFixture : IAsyncLifetime
     {
         await a.Daemon.WaitForAsync(b.Guest.Domid, "running", pinging: b.Guest.Ipv4);
         await b.Daemon.WaitForAsync(a.Guest.Domid, "running");
+    }
+
+    /// <summary>Suspends a guest with nothing but xl, and waits until it runs again.</summary>
+    /// <param name="guest">Of this host.</param>
+    /// <param name="how">"restore", "cancel" or "migrate", which is to the same host.</param>
+    /// <param name="before">Run in Dom0 before.</param>
+    public async Task SuspendAsync(Node guest, string how, string before = "true")
+    {
+        string image = $"/tmp/{guest.Name}.image";
+        string suspend = how switch
+        {
+            "restore" => $"xl save {guest.Name} {image} && xl restore {image}",
+            "cancel" => $"xl save -c {guest.Name} {image}",
+            "migrate" => $"xl migrate -s '' {guest.Name} 'xl migrate-receive'",
+            _ => throw new ArgumentOutOfRangeException(nameof(how), how, "no way to suspend a guest"),
+        };
+        (await Host.RunAsync($"{before}; {suspend}; code=$?; rm -f {image}; exit $code", TimeSpan.FromMinutes(5))).Check();
+        int domid = guest.Domid;
+        Assert.Equal(how == "cancel", await guest.Guest.RefreshDomidAsync() == domid);
     }
 
     /// <summary>Lets the host's clock, which has little to do with ours, advance so far.</summary>

@@ -1,5 +1,6 @@
 using System.Globalization;
 using System.Text.Json;
+using System.Text.RegularExpressions;
 using XenLoop.Rig;
 using Xunit;
 
@@ -12,7 +13,7 @@ public readonly record struct PeerKey(int Vif, int Domid, int PeerVif);
 public sealed record PeerStatus(PeerKey Key, string State, long Sent, long Received);
 
 /// <summary>A guest and its daemon.</summary>
-public sealed record Node(XenGuest Guest, XenLoopDaemon Daemon)
+public sealed partial record Node(XenGuest Guest, XenLoopDaemon Daemon)
 {
     public string Name => Guest.Name;
 
@@ -48,9 +49,29 @@ public sealed record Node(XenGuest Guest, XenLoopDaemon Daemon)
                isUp ? peer.GetProperty("received_packets").GetInt64() : 0),
     ];
 
+    /// <summary>Its kernel has complained of nothing, on all its lives.</summary>
+    public async Task KernelIsWellAsync()
+    {
+        string console = await Guest.ConsoleLogAsync();
+        Match complaint = Complaint().Match(console);
+        Assert.False(complaint.Success, $"{Name}: {console[complaint.Index..Math.Min(console.Length, complaint.Index + 4000)]}");
+    }
+
+    [GeneratedRegex("BUG|Oops|Call Trace|WARNING")]
+    private static partial Regex Complaint();
+
     /// <summary>Starts a ping that goes on until <see cref="StopPingAsync"/>.</summary>
     public async Task StartPingAsync(string address) =>
         (await RunAsync($"ping -i 0.1 {address} >/tmp/pings 2>&1 & echo $! >/tmp/pinging; sleep 0.5")).Check();
+
+    /// <summary>Makes sure that the ping is being answered now, whatever was lost before, and ends it.</summary>
+    public async Task PingsGoOnAsync() =>
+        (await RunAsync("""
+            before=$(grep -c 'bytes from' /tmp/pings)
+            sleep 1
+            kill -INT $(cat /tmp/pinging)
+            [ $(grep -c 'bytes from' /tmp/pings) -ge $((before + 8)) ]
+            """)).Check();
 
     /// <summary>Ends the ping, and makes sure that each was answered.</summary>
     /// <returns>How many.</returns>

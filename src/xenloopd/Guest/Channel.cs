@@ -19,6 +19,9 @@ internal sealed record ChannelContext(
 
     /// <summary>A channel that carries nothing for so long is dropped.</summary>
     public long IdleMilliseconds { get; set; }
+
+    /// <summary>To be called before anything of the hypervisor's is given back: after a suspend it must not be.</summary>
+    public required Action CheckNotResumed { get; init; }
 }
 
 /// <summary>
@@ -477,6 +480,7 @@ internal sealed class Channel
         _tap = null;
         if (_memory is not null)
         {
+            _context.CheckNotResumed();
             _memory.Dispose();
             _memory = null;
         }

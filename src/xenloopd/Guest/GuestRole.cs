@@ -20,6 +20,11 @@ internal sealed class GuestRole : IRole
     private const string IntroductionsNode = "xenloop";
     private const string IntroductionsToken = "introductions";
 
+    // Nobody ever writes this node. A watch fires when it is set, and after that at each end of a suspend, save a cancelled one:
+    // the kernel sets all watches again then.
+    private const string DomidNode = "domid";
+    private const string ResumedToken = "resumed";
+
     // What cannot be attached to (a kernel without BPF, say) is tried again when something changes, and after this at first.
     private const long FirstPortRetryMilliseconds = 1000;
     private const long LastPortRetryMilliseconds = 300_000;
@@ -54,6 +59,7 @@ internal sealed class GuestRole : IRole
     private long _portRetry = FirstPortRetryMilliseconds;
     private string? _quiesce;
     private bool _quiesced;
+    private bool _watchesResumes;
     private bool _stopping;
     private bool _crowded;
     private string _lastComplaint = "";
@@ -69,13 +75,13 @@ internal sealed class GuestRole : IRole
         _xenStore = hypervisor.OpenXenStore();
         _demands = new BpfRingBuffer("xenloop_demand", DemandQueueBytes);
         Descriptors = [_xenStore.FileDescriptor, _links.FileDescriptor, _demands.FileDescriptor];
-        string domid = _xenStore.Read("domid") ?? throw new InvalidDataException("this domain has no \"domid\" node in XenStore");
-        ushort self = ushort.Parse(domid, CultureInfo.InvariantCulture);
+        ushort self = ReadDomid() ?? throw new InvalidDataException("this domain has no \"domid\" node in XenStore");
         Features features = TapDevice.ProbeUso() ? Features.Uso : Features.None;
         _loop = new DataLoop(mode, faults);
-        _context = new ChannelContext(hypervisor, _xenStore, _loop, new Offer(Offer.CurrentVersion, features), ringBytes) { Self = self };
+        _context = new ChannelContext(hypervisor, _xenStore, _loop, new Offer(Offer.CurrentVersion, features), ringBytes) { Self = self, CheckNotResumed = CheckNotResumed };
         BeginAnew();
         _xenStore.Watch(IntroductionsNode, IntroductionsToken);
+        _xenStore.Watch(DomidNode, ResumedToken);
         _settings = new GuestSettings { Enabled = false };
         Configure(configuration);
     }
@@ -140,6 +146,12 @@ internal sealed class GuestRole : IRole
         while (_xenStore.TryTakeWatch(out string path, out string token))
         {
             fired.Add(token);
+            if (token == ResumedToken && _watchesResumes)
+            {
+                FollowResume();
+            }
+
+            _watchesResumes |= token == ResumedToken;
             if (token == IntroductionsToken && !_stopping)
             {
                 ReadIntroductions(path);
@@ -202,6 +214,7 @@ internal sealed class GuestRole : IRole
 
     public void WriteStatus(Utf8JsonWriter json)
     {
+        Containment.WriteStatus(json);
         json.WriteString("role", "guest");
         json.WriteNumber("domid", _context.Self);
         json.WriteBoolean("enabled", _settings.Enabled);
@@ -287,21 +300,57 @@ internal sealed class GuestRole : IRole
         _xenStore.SetPermissions(Offer.Directory, (_context.Self, XenStoreAccess.None));
     }
 
-    /// <summary>After a restore or a migration the domid is another one, and the home in XenStore a new one.</summary>
-    private void FollowDomid()
+    private ushort? ReadDomid() =>
+        ushort.TryParse(_xenStore.Read(DomidNode), NumberStyles.None, CultureInfo.InvariantCulture, out ushort domid) ? domid : null;
+
+    /// <summary>
+    /// After a restore or a migration the home in XenStore is a new one, on the same or on another host, and mostly so is the domid.
+    /// Who holds anything was not asked before.
+    /// </summary>
+    private void FollowResume()
     {
-        if (!ushort.TryParse(_xenStore.Read("domid"), NumberStyles.None, CultureInfo.InvariantCulture, out ushort self) || self == _context.Self)
+        if (_channels.Values.Any(c => !c.IsWaiting))
         {
-            return;
+            Containment.Run();
         }
 
-        Log.Info($"domain {_context.Self} is domain {self} now");
-        _context.Self = self;
+        ushort before = _context.Self;
+        _context.Self = ReadDomid() ?? before;
+        Log.Info($"resumed after a suspend: domain {before} is domain {_context.Self} now");
+        // They only remember failures, of peers of another life.
+        foreach (Channel channel in _channels.Values)
+        {
+            channel.Retire();
+        }
+
+        _channels.Clear();
         BeginAnew();
         if (_settings.Enabled)
         {
             _xenStore.Write(Offer.Node, _context.Offer.ToString());
         }
+    }
+
+    /// <summary>
+    /// To be called before a port is closed, for the watch that tells of a resume comes later than the first signs of it: does not
+    /// return when the guest has another home in XenStore than when the channel was built.
+    /// </summary>
+    private void CheckNotResumed()
+    {
+        try
+        {
+            if (ReadDomid() is { } domid && domid == _context.Self && _xenStore.ReadIfVisible(Offer.Directory) is not null)
+            {
+                return;
+            }
+        }
+        catch (NativeException)
+        {
+            // Without XenStore there is no knowing; no suspend takes it away.
+            return;
+        }
+
+        Containment.Run();
     }
 
     private void ReadQuiesce()
@@ -342,7 +391,6 @@ internal sealed class GuestRole : IRole
             return;
         }
 
-        FollowDomid();
         ReadQuiesce();
         Dictionary<ChannelKey, Introduction> peers = [];
         _vifs.Clear();

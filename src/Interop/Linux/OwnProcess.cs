@@ -1,0 +1,109 @@
+using System.Globalization;
+using System.Runtime.InteropServices;
+using Tmds.Linux;
+
+namespace XenLoop.Interop.Linux;
+
+/// <summary>What this process can do with itself as a whole: leave a copy behind, and begin anew.</summary>
+internal static unsafe partial class OwnProcess
+{
+    private const int PR_SET_NAME = 15;
+    private const int SIGHUP = 1;
+    private const int SIGINT = 2;
+    private const int SIGQUIT = 3;
+    private const int SIGTERM = 15;
+    private const nint SIG_IGN = 1;
+
+    // int execv(const char *path, char *const argv[]);
+    [LibraryImport("libc", StringMarshalling = StringMarshalling.Utf8)]
+    private static partial int execv(string path, byte** argv);
+
+    /// <summary>
+    /// Leaves a copy of this process behind, with all its mappings, that does nothing until it is killed. It ignores what would
+    /// end it politely, and is left alone when systemd shuts the system down.
+    /// </summary>
+    /// <param name="name">Its name in /proc/PID/comm, up to 15 bytes of ASCII.</param>
+    /// <param name="descriptors">Of this process, which the copy keeps; all others it closes.</param>
+    /// <returns>Its process id.</returns>
+    /// <exception cref="NativeException">The kernel is out of memory or processes.</exception>
+    public static int LeaveCopy(string name, ReadOnlySpan<int> descriptors)
+    {
+        // The copy has one thread, and a runtime that waits for others: so it only does what needs neither. Whatever allocates, or
+        // looks a function up, comes before; and none of these calls lets the collector in.
+        var fork = (delegate* unmanaged[SuppressGCTransition]<int>)Function("fork");
+        var close = (delegate* unmanaged[SuppressGCTransition]<int, int>)Function("close");
+        var setsid = (delegate* unmanaged[SuppressGCTransition]<int>)Function("setsid");
+        var prctl = (delegate* unmanaged[SuppressGCTransition]<int, byte*, int>)Function("prctl");
+        var signal = (delegate* unmanaged[SuppressGCTransition]<int, nint, nint>)Function("signal");
+        var pause = (delegate* unmanaged[SuppressGCTransition]<int>)Function("pause");
+        int[] superfluous = [.. Descriptors().Except(descriptors.ToArray())];
+        byte[] bytes = [.. name.Select(c => (byte)c), 0];
+        // proc(5): arg_start is field 48, the forty-sixth after the name in parentheses.
+        string stat = File.ReadAllText("/proc/self/stat");
+        byte* commandLine = (byte*)ulong.Parse(stat[(stat.LastIndexOf(')') + 2)..].Split(' ')[45], CultureInfo.InvariantCulture);
+        fixed (byte* first = bytes)
+        {
+            int pid = fork();
+            if (pid != 0)
+            {
+                return pid > 0 ? pid : throw new NativeException("fork", name, LibC.errno);
+            }
+
+            foreach (int descriptor in superfluous)
+            {
+                _ = close(descriptor);
+            }
+
+            _ = setsid();
+            _ = prctl(PR_SET_NAME, first);
+            // A process of root's whose command line begins so is spared by systemd-shutdown.
+            *commandLine = (byte)'@';
+            _ = signal(SIGHUP, SIG_IGN);
+            _ = signal(SIGINT, SIG_IGN);
+            _ = signal(SIGQUIT, SIG_IGN);
+            _ = signal(SIGTERM, SIG_IGN);
+            while (true)
+            {
+                _ = pause();
+            }
+        }
+    }
+
+    private static nint Function(string name) => NativeLibrary.GetExport(NativeLibrary.GetMainProgramHandle(), name);
+
+    /// <summary>The descriptors that this process has open on files of these names, or all.</summary>
+    public static int[] Descriptors(params string[] files) =>
+    [
+        .. from entry in Directory.EnumerateFileSystemEntries("/proc/self/fd")
+           where files.Length == 0 || files.Contains(new FileInfo(entry).LinkTarget)
+           select int.Parse(Path.GetFileName(entry), CultureInfo.InvariantCulture),
+    ];
+
+    /// <summary>
+    /// Begins anew: same process id, arguments, environment and standard streams, and nothing else of this process is left: every
+    /// other descriptor and all memory are gone. The program may be a newer one, if it was replaced. Does not return.
+    /// </summary>
+    /// <exception cref="NativeException">The program's file is gone, or the kernel is out of memory.</exception>
+    public static void Replace()
+    {
+        const string Self = "/proc/self/exe";
+        string[] arguments = Environment.GetCommandLineArgs();
+        byte** argv = (byte**)NativeMemory.AllocZeroed((nuint)arguments.Length + 1, (nuint)sizeof(byte*));
+        for (int i = 0; i < arguments.Length; i++)
+        {
+            argv[i] = (byte*)Marshal.StringToCoTaskMemUTF8(arguments[i]);
+        }
+
+        // By its path at first: the process is to keep its name.
+        _ = execv(Environment.ProcessPath ?? Self, argv);
+        _ = execv(Self, argv);
+        int error = LibC.errno;
+        for (int i = 0; i < arguments.Length; i++)
+        {
+            Marshal.FreeCoTaskMem((IntPtr)argv[i]);
+        }
+
+        NativeMemory.Free(argv);
+        throw new NativeException("execv", Self, error);
+    }
+}
