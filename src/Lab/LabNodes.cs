@@ -10,6 +10,9 @@ namespace XenLoop.Lab;
 /// </summary>
 internal static class LabNodes
 {
+    /// <summary>"pv", "pvh" or "hvm".</summary>
+    public static string TypeNode(LabGuest guest) => $"{guest.Libxl}/type";
+
     public static void Write(XenStoreServer store, LabGuest guest)
     {
         (ushort, XenStoreAccess)[] readOnly = [(0, XenStoreAccess.None), (guest.Domid, XenStoreAccess.Read)];
@@ -29,7 +32,7 @@ internal static class LabNodes
         store.Write($"/vm/{guest.Uuid}/uuid", guest.Uuid.ToString());
         store.Write($"/vm/{guest.Uuid}/name", guest.Name);
         store.Write(guest.Libxl, "", (0, XenStoreAccess.None));
-        store.Write($"{guest.Libxl}/type", "pvh");
+        store.Write(TypeNode(guest), "pvh");
     }
 
     /// <summary>A new vif, not connected yet.</summary>

@@ -1,8 +1,8 @@
 using System.CommandLine;
-using System.Diagnostics;
 using System.Net.Sockets;
 using System.Text.Json;
 using XenLoop.Control;
+using XenLoop.Interop;
 using XenLoop.Lab;
 using XenLoop.Settings;
 
@@ -11,9 +11,6 @@ namespace XenLoop.Command;
 /// <summary>The operator's command.</summary>
 internal static class Program
 {
-    // Tells the save helper's script that it is not a mistake of its own.
-    private const int NoAnswer = 3;
-
     private static int Main(string[] args)
     {
         RootCommand root = new("Ask and steer xenloopd, the daemon that lets Xen guests exchange packets through shared memory.");
@@ -77,34 +74,14 @@ internal static class Program
 
     private static System.CommandLine.Command Quiesce()
     {
-        Argument<string> domain = new("DOMAIN") { Description = "Domid or name." };
+        Argument<string> domain = new("DOMAIN") { Description = "Domid, name or UUID." };
         Option<int> holder = new("--holder")
         {
             Description = "The process that suspends the domain: when it ends, channels come back by themselves. Without it: by \"xenloop resume\".",
         };
         Option<double> timeout = new("--timeout") { Description = "Seconds to wait for the guest.", DefaultValueFactory = _ => 5 };
-        System.CommandLine.Command command = Request("quiesce", "In Dom0: have a guest close its channels, before it is saved or migrated.", (result, ask) =>
-        {
-            Stopwatch watch = Stopwatch.StartNew();
-            while (true)
-            {
-                switch (State(ask($"quiesce {result.GetValue(domain)} {result.GetValue(holder)}")))
-                {
-                    case "pending" when watch.Elapsed.TotalSeconds < result.GetValue(timeout):
-                        // The guest answers within milliseconds, or not for long.
-                        Thread.Sleep(10);
-                        break;
-                    case "pending":
-                        Console.Error.WriteLine($"xenloop: domain {result.GetValue(domain)} has not closed its channels within {result.GetValue(timeout)} s. Is it hung? Its daemon's log may say more (journalctl -u xenloopd in the guest).");
-                        return NoAnswer;
-                    case null:
-                        return 1;
-                    case string state:
-                        Console.WriteLine(state);
-                        return 0;
-                }
-            }
-        });
+        System.CommandLine.Command command = Request("quiesce", "In Dom0: have a guest close its channels, before it is saved or migrated.", (result, socket) =>
+            Suspend.Quiesce(socket, result.GetValue(domain)!, result.GetValue(holder), TimeSpan.FromSeconds(result.GetValue(timeout))));
         command.Arguments.Add(domain);
         command.Options.Add(holder);
         command.Options.Add(timeout);
@@ -113,34 +90,21 @@ internal static class Program
 
     private static System.CommandLine.Command Resume()
     {
-        Argument<string> domain = new("DOMAIN") { Description = "Domid or name." };
-        System.CommandLine.Command command = Request("resume", "In Dom0: let a guest that was quiesced have channels again.", (result, ask) =>
-            State(ask($"resume {result.GetValue(domain)}")) is null ? 1 : 0);
+        Argument<string> domain = new("DOMAIN") { Description = "Domid, name or UUID." };
+        System.CommandLine.Command command = Request("resume", "In Dom0: let a guest that was quiesced have channels again.", (result, socket) =>
+            Suspend.Resume(socket, result.GetValue(domain)!));
         command.Arguments.Add(domain);
         return command;
     }
 
-    /// <summary>The state in an answer; null for an error, which it prints.</summary>
-    private static string? State(string answer)
-    {
-        using JsonDocument json = JsonDocument.Parse(answer);
-        if (json.RootElement.TryGetProperty("state", out JsonElement state))
-        {
-            return state.GetString();
-        }
-
-        Console.Error.WriteLine($"xenloop: {json.RootElement.GetProperty("error").GetString()}");
-        return null;
-    }
-
     private static System.CommandLine.Command Request(string name, string description, Func<string, int> take) =>
-        Request(name, description, (_, ask) => take(ask(name)));
+        Request(name, description, (_, socket) => take(ControlClient.Ask(socket, name)));
 
     /// <summary>A command that asks the daemon.</summary>
     /// <param name="name">Of the command.</param>
     /// <param name="description">For the help.</param>
-    /// <param name="run">Gets the command line and what sends a request, and gives the exit code.</param>
-    private static System.CommandLine.Command Request(string name, string description, Func<ParseResult, Func<string, string>, int> run)
+    /// <param name="run">Gets the command line and the daemon's socket, and gives the exit code.</param>
+    private static System.CommandLine.Command Request(string name, string description, Func<ParseResult, string, int> run)
     {
         Option<string> socket = new("--socket")
         {
@@ -153,7 +117,7 @@ internal static class Program
             string path = result.GetValue(socket)!;
             try
             {
-                return run(result, request => ControlClient.Ask(path, request));
+                return run(result, path);
             }
             catch (SocketException e)
             {
@@ -161,7 +125,11 @@ internal static class Program
             }
             catch (Exception e) when (e is IOException or JsonException)
             {
-                Console.Error.WriteLine($"xenloop: the daemon on {path} broke off its answer. Ask again; its log says more (journalctl -u xenloopd).");
+                Console.Error.WriteLine($"xenloop: the daemon on {path} did not answer well: {e.Message}. Ask again; its log says more (journalctl -u xenloopd).");
+            }
+            catch (NativeException e)
+            {
+                Console.Error.WriteLine($"xenloop: {e.Message}");
             }
 
             return 1;

@@ -18,7 +18,8 @@ internal sealed class DaemonLab : IAsyncDisposable
 {
     private const double Patience = 20;
 
-    private static readonly string _root = FindRoot();
+    /// <summary>The repository.</summary>
+    public static string Root { get; } = FindRoot();
 
     private readonly Dictionary<ushort, List<LabProcess>> _daemons = [];
 
@@ -259,7 +260,7 @@ internal sealed class DaemonLab : IAsyncDisposable
 
     private static string Published(string program)
     {
-        string path = Path.Combine(_root, "artifacts", "publish", program, program);
+        string path = Path.Combine(Root, "artifacts", "publish", program, program);
         Assert.True(File.Exists(path), $"There is no {path}. Publish first: ./test does.");
         return path;
     }

@@ -52,14 +52,14 @@ internal sealed class Dom0Role : IRole
 
     public void Register(ControlSocket control)
     {
-        control.Register("quiesce DOMAIN HOLDER", (json, arguments) =>
+        control.Register("quiesce DOMID HOLDER", (json, arguments) =>
         {
             if (FindGuest(arguments[0], json) is { } guest && ParseHolder(arguments[1], json) is { } holder)
             {
                 json.WriteString("state", BeginQuiesce(guest, holder));
             }
         });
-        control.Register("resume DOMAIN", (json, arguments) =>
+        control.Register("resume DOMID", (json, arguments) =>
         {
             if (FindGuest(arguments[0], json) is { } guest)
             {
@@ -580,18 +580,16 @@ internal sealed class Dom0Role : IRole
         _xenStore.SetPermissions(guest.Introductions, ((ushort)0, XenStoreAccess.None), (guest.Domid, XenStoreAccess.Read));
     }
 
-    /// <summary>By domid or name; says so where there is none.</summary>
-    private GuestRecord? FindGuest(string domain, Utf8JsonWriter json)
+    /// <summary>Says so where there is none.</summary>
+    private GuestRecord? FindGuest(string domid, Utf8JsonWriter json)
     {
-        GuestRecord? guest = ushort.TryParse(domain, NumberStyles.None, CultureInfo.InvariantCulture, out ushort domid)
-            ? _guests.GetValueOrDefault(domid)
-            : _guests.Values.FirstOrDefault(g => g.Identity.Name == domain);
-        if (guest is null)
+        if (ushort.TryParse(domid, NumberStyles.None, CultureInfo.InvariantCulture, out ushort number) && _guests.TryGetValue(number, out GuestRecord? guest))
         {
-            json.WriteString("error", $"there is no domain \"{domain}\"; xl list shows them");
+            return guest;
         }
 
-        return guest;
+        json.WriteString("error", $"there is no domain {domid}");
+        return null;
     }
 
     private static int? ParseHolder(string text, Utf8JsonWriter json)

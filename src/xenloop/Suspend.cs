@@ -1,0 +1,127 @@
+using System.Diagnostics;
+using System.Globalization;
+using System.Net.Sockets;
+using System.Text.Json;
+using XenLoop.Control;
+using XenLoop.Dom0;
+using XenLoop.Guest;
+using XenLoop.Interop.Xen;
+
+namespace XenLoop.Command;
+
+/// <summary>What a guest needs before it is suspended, and after it. Runs in Dom0.</summary>
+internal static class Suspend
+{
+    // The save helper and the hooks of XAPI go by these.
+    private const int NotAnswered = 3;
+    private const int MustNotBeSaved = 4;
+
+    /// <summary>Has a guest close its channels, and says whether it may be saved. A guest without a daemon costs no wait, whatever else is wrong.</summary>
+    /// <param name="socket">Of Dom0's daemon.</param>
+    /// <param name="domain">Domid, name or UUID.</param>
+    /// <param name="holder">The process that suspends it; 0 for none.</param>
+    /// <param name="timeout">For the guest, and for Dom0's daemon.</param>
+    /// <returns>The exit code.</returns>
+    /// <exception cref="Interop.NativeException">XenStore cannot be reached.</exception>
+    public static int Quiesce(string socket, string domain, int holder, TimeSpan timeout)
+    {
+        Stopwatch watch = Stopwatch.StartNew();
+        using XenStore xenStore = XenStore.Open();
+        if (Find(xenStore, domain) is not { } domid)
+        {
+            return 1;
+        }
+
+        string home = $"/local/domain/{domid}";
+        if (Offer.Parse(xenStore.Read($"{home}/{Offer.Node}")) is null)
+        {
+            Console.WriteLine("absent");
+            return 0;
+        }
+
+        string guest = $"domain {domid} ({xenStore.Read($"{home}/name")})";
+        string remedy = $"Restart xenloopd in the guest (its log may say more: journalctl -u xenloopd), and try again. If that daemon is known to be dead: xenstore-rm {home}/{Offer.Directory}";
+        try
+        {
+            do
+            {
+                string state = Ask(socket, $"quiesce {domid} {holder}", timeout);
+                if (state != "pending")
+                {
+                    Console.WriteLine(state);
+                    return 0;
+                }
+
+                // The guest answers within milliseconds, or not for long.
+                Thread.Sleep(10);
+            }
+            while (watch.Elapsed < timeout);
+
+            Console.Error.WriteLine($"xenloop: {guest} has not closed its channels within {timeout.TotalSeconds} s.");
+        }
+        catch (Exception e) when (e is SocketException or IOException or JsonException)
+        {
+            // What it introduced stands while it is away, so the guest may have channels.
+            Console.Error.WriteLine($"xenloop: {guest} may have channels, and xenloopd in Dom0, which would have them closed, does not answer on {socket} ({e.Message}).");
+            remedy = "Start xenloopd in Dom0 (systemctl restart xenloopd), and try again";
+        }
+
+        string? type = Type(xenStore, domid);
+        if (type is "pvh" or "hvm")
+        {
+            Console.Error.WriteLine($"xenloop: It can be saved all the same: its daemon finds out when it is resumed, and what its channels hold then is lost. {remedy}.");
+            return NotAnswered;
+        }
+
+        Console.Error.WriteLine($"xenloop: It must not be saved: {(type is null ? "if it is a PV guest, its" : "a PV guest's")} image would be broken, with no error now, and the guest would crash when it is restored. {remedy}. Or shut the guest down instead.");
+        return MustNotBeSaved;
+    }
+
+    /// <summary>Lets a guest have channels again.</summary>
+    /// <returns>The exit code.</returns>
+    /// <exception cref="Interop.NativeException">XenStore cannot be reached.</exception>
+    /// <exception cref="SocketException">No daemon answers.</exception>
+    /// <exception cref="IOException">It broke off its answer, or cannot do it.</exception>
+    public static int Resume(string socket, string domain)
+    {
+        using XenStore xenStore = XenStore.Open();
+        if (Find(xenStore, domain) is not { } domid)
+        {
+            return 1;
+        }
+
+        Ask(socket, $"resume {domid}", ControlClient.Patience);
+        return 0;
+    }
+
+    /// <returns>The state in the answer.</returns>
+    private static string Ask(string socket, string request, TimeSpan patience)
+    {
+        using JsonDocument json = JsonDocument.Parse(ControlClient.Ask(socket, request, patience));
+        return json.RootElement.TryGetProperty("state", out JsonElement state)
+            ? state.GetString()!
+            : throw new IOException(json.RootElement.GetProperty("error").GetString());
+    }
+
+    /// <summary>By domid, name or UUID, which is how XAPI knows guests; says so where there is none.</summary>
+    private static ushort? Find(XenStore xenStore, string domain)
+    {
+        bool isDomid = ushort.TryParse(domain, NumberStyles.None, CultureInfo.InvariantCulture, out ushort number);
+        foreach (ushort domid in Dom0Role.ListGuests(xenStore))
+        {
+            string home = $"/local/domain/{domid}";
+            if (isDomid ? domid == number : xenStore.Read($"{home}/name") == domain || string.Equals(xenStore.Read($"{home}/vm"), $"/vm/{domain}", StringComparison.OrdinalIgnoreCase))
+            {
+                return domid;
+            }
+        }
+
+        Console.Error.WriteLine($"xenloop: there is no domain \"{domain}\"; xl list shows them");
+        return null;
+    }
+
+    /// <returns>"pv", "pvh" or "hvm"; null where no toolstack tells.</returns>
+    private static string? Type(XenStore xenStore, ushort domid) =>
+        // libxl writes the first, for each guest. XAPI does not, but gives a device model to HVM guests, and only to them.
+        xenStore.Read($"/libxl/{domid}/type") ?? (xenStore.List($"/local/domain/0/device-model/{domid}").Length > 0 ? "hvm" : null);
+}
