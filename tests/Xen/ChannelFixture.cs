@@ -45,11 +45,17 @@ public sealed class ChannelFixture : IAsyncLifetime
     public async Task<Node> AddGuestAsync(string name, GuestKind kind)
     {
         XenGuest guest = await Host.CreateGuestAsync(new GuestOptions { Name = name, Kind = kind, MemoryMiB = 256 });
+        return new Node(guest, await StartDaemonAsync(guest));
+    }
+
+    /// <summary>Installs and starts the daemon in a guest that has just booted.</summary>
+    public static async Task<XenLoopDaemon> StartDaemonAsync(XenGuest guest)
+    {
         XenLoopDaemon daemon = await XenLoopDaemon.InstallAsync(guest);
         // Idle channels stay: the clock leaps ahead while the tests themselves think.
         (await guest.RunAsync("mkdir -p /etc/xenloop; printf '[guest]\\nidle-seconds = 604800\\n' >/etc/xenloop/xenloopd.toml")).Check();
         await daemon.StartAsync();
-        return new Node(guest, daemon);
+        return daemon;
     }
 
     /// <summary>Sends something, for which a channel is built, and waits until both ends divert to each other.</summary>
