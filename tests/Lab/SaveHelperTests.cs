@@ -153,6 +153,62 @@ public sealed class SaveHelperTests : IDisposable
         Assert.Equal(0, (await lab.Dom0.RunAsync($"{helper} --save-domain 3 -1 999 0")).ExitCode);
     }
 
+    [Theory]
+    [InlineData("-mode hvm_save", true)]
+    [InlineData("-mode save", false)]
+    public async Task XAPIs_hook_has_the_guest_quiesced_until_what_saves_it_has_ended(string mode, bool tellsDomid)
+    {
+        await using DaemonLab lab = await DaemonLab.StartWithChannelAsync();
+        (LabGuest a, LabGuest b) = lab.Pair;
+        string hook = InstallHook(lab);
+        string manager = Path.Combine(_folder, "emu-manager");
+        Script(manager, "#!/bin/sh\nwhile :; do sleep 0.1; done\n");
+        Assert.Equal((0, "quiesced\n"), await lab.Dom0.RunAsync($"{hook} -vmuuid {b.Uuid} -reason source {(tellsDomid ? $"-vmdomid {b.Domid}" : "")}"));
+        Assert.Equal(default, lab.Host.Broker.Count(b.Domid));
+        string holder = lab.XenStore.Read($"{b.Home}/xenloop/quiesce")!.Split(' ')[1];
+
+        // Longer than between two looks of the hook's.
+        LabProcess other = lab.Dom0.Start($"exec {manager} -fd 1 {mode} -domid {b.Domid}0 -live true");
+        LabProcess save = lab.Dom0.Start($"exec {manager} -fd 1 {mode} -domid {b.Domid} -live true");
+        await Task.Delay(2500);
+        Assert.True(Directory.Exists($"/proc/{holder}"));
+        save.Signal(LibC.SIGTERM);
+        await lab.UntilAsync("the hook's process ends with what it waited for", () => !Directory.Exists($"/proc/{holder}"));
+        Assert.False(other.HasExited);
+        await lab.ChannelUpAsync(a, b);
+    }
+
+    [Fact]
+    public async Task XAPIs_hook_stops_XAPI_for_a_PV_guest_that_does_not_answer_and_for_nothing_else()
+    {
+        await using DaemonLab lab = await DaemonLab.StartWithChannelAsync();
+        LabGuest guest = lab.Pair.B;
+        string hook = InstallHook(lab);
+        LabGuest plain = await lab.Host.AddGuestAsync("plain");
+        Assert.Equal((0, "absent\n"), await lab.Dom0.RunAsync($"{hook} -vmuuid {plain.Uuid} -reason suspend"));
+        Assert.Equal((0, ""), await lab.Dom0.RunAsync($"{hook} -vmuuid {Guid.NewGuid()} -reason suspend"));
+        lab[guest].Signal(LibC.SIGSTOP);
+        SetType(lab, guest, "pv");
+        (int exit, string output) = await lab.Dom0.RunAsync($"{hook} -vmuuid {guest.Uuid} -reason suspend");
+        Assert.Equal(4, exit);
+        Assert.Contains("must not be saved", output, StringComparison.Ordinal);
+        await lab.UntilAsync("nothing holds the guest", () => lab.XenStore.Read($"{guest.Home}/xenloop/quiesce") is null);
+        SetType(lab, guest, "hvm");
+        (exit, output) = await lab.Dom0.RunAsync($"{hook} -vmuuid {guest.Uuid} -reason suspend");
+        Assert.Equal(1, exit);
+        Assert.Contains("can be saved all the same", output, StringComparison.Ordinal);
+        Assert.NotNull(lab.XenStore.Read($"{guest.Home}/xenloop/quiesce"));
+    }
+
+    private string InstallHook(DaemonLab lab)
+    {
+        string hook = Path.Combine(_folder, "xenloop");
+        string packaged = File.ReadAllText(Path.Combine(DaemonLab.Root, "packaging/common/xapi-hook"));
+        Assert.Contains("$(/usr/bin/xenloop ", packaged, StringComparison.Ordinal);
+        Script(hook, packaged.Replace("/usr/bin/xenloop", DaemonLab.Command, StringComparison.Ordinal));
+        return hook;
+    }
+
     /// <summary>The package's helper with what it calls, and what it takes the place of.</summary>
     /// <returns>Its path, which is like libxl's.</returns>
     private string Install(string shell, string real)

@@ -10,6 +10,7 @@ namespace XenLoop.Rig;
 public sealed class XenLoopDaemon
 {
     private const string LogFile = "/var/log/xenloopd.log";
+    private const string Private = "/usr/lib/xenloop";
 
     // Not by name: after an unprepared suspend there is a second process of this program, which is not to be touched.
     private const string PidFile = "/run/xenloopd.pid";
@@ -18,10 +19,16 @@ public sealed class XenLoopDaemon
 
     private XenLoopDaemon(Func<string, TimeSpan?, Task<CommandResult>> run) => _run = run;
 
-    /// <summary>Copies the published programs into Dom0.</summary>
+    /// <summary>Copies the published programs into Dom0, and has them prepare guests that are saved, as the package does.</summary>
     public static async Task<XenLoopDaemon> InstallAsync(XenHost host)
     {
-        await Task.WhenAll(Programs().Select(p => host.PushAsync(p.Local, p.Remote, "755")));
+        (await host.RunAsync($"mkdir -p {Private}")).Check();
+        string common = Path.Combine(RigImage.FindRepository(), "packaging", "common");
+        await Task.WhenAll(Programs()
+            .Append((Local: Path.Combine(common, "save-helper"), Remote: $"{Private}/save-helper"))
+            .Append((Local: Path.Combine(common, "hook-saves"), Remote: $"{Private}/hook-saves"))
+            .Select(p => host.PushAsync(p.Local, p.Remote, "755")));
+        (await host.RunAsync($"{Private}/hook-saves install")).Check();
         return new XenLoopDaemon(host.RunAsync);
     }
 
