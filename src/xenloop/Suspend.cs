@@ -41,28 +41,40 @@ internal static class Suspend
 
         string guest = $"domain {domid} ({xenStore.Read($"{home}/name")})";
         string remedy = $"Restart xenloopd in the guest (its log may say more: journalctl -u xenloopd), and try again. If that daemon is known to be dead: xenstore-rm {home}/{Offer.Directory}";
-        try
+        bool pending = false;
+        string fault = "";
+        do
         {
-            do
+            try
             {
-                string state = Ask(socket, $"quiesce {domid} {holder}", timeout);
+                string state = Ask(socket, $"quiesce {domid} {holder}", timeout - watch.Elapsed);
                 if (state != "pending")
                 {
                     Console.WriteLine(state);
                     return 0;
                 }
 
-                // The guest answers within milliseconds, or not for long.
-                Thread.Sleep(10);
+                pending = true;
             }
-            while (watch.Elapsed < timeout);
+            catch (Exception e) when (e is SocketException or IOException or JsonException)
+            {
+                // It may just be starting again; what it was asked before stands in XenStore.
+                fault = e.Message;
+            }
 
+            // The guest answers within milliseconds, or not for long.
+            Thread.Sleep(10);
+        }
+        while (watch.Elapsed < timeout);
+
+        if (pending)
+        {
             Console.Error.WriteLine($"xenloop: {guest} has not closed its channels within {timeout.TotalSeconds} s.");
         }
-        catch (Exception e) when (e is SocketException or IOException or JsonException)
+        else
         {
             // What it introduced stands while it is away, so the guest may have channels.
-            Console.Error.WriteLine($"xenloop: {guest} may have channels, and xenloopd in Dom0, which would have them closed, does not answer on {socket} ({e.Message}).");
+            Console.Error.WriteLine($"xenloop: {guest} may have channels, and xenloopd in Dom0, which would have them closed, does not answer on {socket} ({fault}).");
             remedy = "Start xenloopd in Dom0 (systemctl restart xenloopd), and try again";
         }
 
