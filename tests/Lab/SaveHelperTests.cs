@@ -180,13 +180,13 @@ public sealed class SaveHelperTests : IDisposable
         Assert.Equal(default, lab.Host.Broker.Count(b.Domid));
         string holder = lab.XenStore.Read($"{b.Home}/xenloop/quiesce")!.Split(' ')[1];
 
-        // Longer than between two looks of the hook's.
         LabProcess other = lab.Dom0.Start($"exec {manager} -fd 1 {mode} -domid {b.Domid}0 -live true");
         LabProcess save = lab.Dom0.Start($"exec {manager} -fd 1 {mode} -domid {b.Domid} -live true");
-        await Task.Delay(2500);
+        // The hook looks each second.
+        await Task.Delay(4000);
         Assert.True(Directory.Exists($"/proc/{holder}"));
         save.Signal(LibC.SIGTERM);
-        await lab.UntilAsync("the hook's process ends with what it waited for", () => !Directory.Exists($"/proc/{holder}"));
+        await lab.UntilAsync(() => "the hook's process ends with what it waited for\n" + lab.Dom0.RunAsync($"ps -o pid,ppid,stat,args -p {holder} --ppid {holder}; ps -eo pid,ppid,stat,args | grep -e 'hvm_[s]ave'").Result.Output, () => !Directory.Exists($"/proc/{holder}"));
         Assert.False(other.HasExited);
         await lab.ChannelUpAsync(a, b);
     }
