@@ -69,7 +69,8 @@ internal sealed unsafe class UnixSocket : IDisposable
                 cmsghdr* rights = CMSG_FIRSTHDR(&header);
                 rights->cmsg_level = SOL_SOCKET;
                 rights->cmsg_type = SCM_RIGHTS;
-                rights->cmsg_len = CMSG_LEN(descriptors.Length * sizeof(int));
+                // Not Tmds.LibC's CMSG_LEN of the length: it rounds up, and the padding after an odd descriptor would be another one, 0.
+                rights->cmsg_len = CMSG_LEN(0) + (descriptors.Length * sizeof(int));
                 for (int i = 0; i < descriptors.Length; i++)
                 {
                     ((int*)CMSG_DATA(rights))[i] = (int)descriptors[i].DangerousGetHandle();
