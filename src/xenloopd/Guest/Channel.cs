@@ -59,6 +59,8 @@ internal sealed class Channel
     private const long CloseDeadlineMilliseconds = 2000;
     private const long FirstBackoffMilliseconds = 250;
     private const long LastBackoffMilliseconds = 30_000;
+    // The divert reports packets to a peer once a second: what is forgotten sooner would start at the first back-off each time.
+    private const long ShortestMemoryMilliseconds = 2000;
     // For a peer that connects and leaves over and over: it may be a daemon under repair, or a guest that wants our time.
     private const long LastRestlessBackoffMilliseconds = 4000;
     // A channel that ran for so long was no failure: the next attempt starts at the first back-off again.
@@ -518,7 +520,7 @@ internal sealed class Channel
     {
         _retryAt = now + _backoff;
         _backoff = Math.Max(_backoff, Math.Min(_backoff * 2, longest));
-        _forgetAt = _retryAt + (longest > 0 ? _backoff : 0);
+        _forgetAt = _retryAt + (longest > 0 ? Math.Max(_backoff, ShortestMemoryMilliseconds) : 0);
     }
 
     /// <summary>False for what was logged last. Numbers make no difference: a peer can choose others each time.</summary>
