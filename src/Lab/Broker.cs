@@ -30,6 +30,9 @@ internal sealed class Broker : IDisposable
     private readonly Dictionary<(ushort Owner, uint Port), Port> _ports = [];
     private uint _lastNumber;
 
+    /// <summary>Looks on, if given. It is called with the lock held.</summary>
+    public RequestObserver? Observer { get; set; }
+
     /// <summary>Creates a domain, whose programs connect to <paramref name="socketPath"/>.</summary>
     public void AddDomain(ushort domid, string socketPath)
     {
@@ -141,6 +144,8 @@ internal sealed class Broker : IDisposable
                         break;
                     }
 
+                    client.Request = Observer is null ? null : $"{request.Operation} {request.Argument} of {request.Peer}";
+                    Observe(client, done: false);
                     try
                     {
                         Answer(client, request, references);
@@ -152,7 +157,7 @@ internal sealed class Broker : IDisposable
                 }
             }
         }
-        catch (NativeException)
+        catch (Exception e) when (e is NativeException or RequestLostException)
         {
             // The daemon died while it was being answered.
         }
@@ -226,6 +231,7 @@ internal sealed class Broker : IDisposable
         byte[] reply = new byte[Marshal.SizeOf<LabReply>() + (references.Length * sizeof(uint))];
         MemoryMarshal.Write(reply, new LabReply { Value = share.Number, Count = pages });
         MemoryMarshal.AsBytes<uint>(references).CopyTo(reply.AsSpan(Marshal.SizeOf<LabReply>()));
+        Observe(client, done: true);
         client.Socket.Send(reply, memory);
     }
 
@@ -394,11 +400,21 @@ internal sealed class Broker : IDisposable
         notice.Pair.Release();
     }
 
-    private static void Reply(Client client, LabReply reply, params ReadOnlySpan<SafeFileHandle> descriptors)
+    private void Reply(Client client, LabReply reply, params ReadOnlySpan<SafeFileHandle> descriptors)
     {
+        Observe(client, done: true);
         Span<byte> message = stackalloc byte[Marshal.SizeOf<LabReply>()];
         MemoryMarshal.Write(message, reply);
         client.Socket.Send(message, descriptors);
+    }
+
+    /// <exception cref="RequestLostException">The observer wants it so.</exception>
+    private void Observe(Client client, bool done)
+    {
+        if (client.Request is { } request && Observer?.Invoke(client.Domid, request, done) == false)
+        {
+            throw new RequestLostException();
+        }
     }
 
     /// <summary>The request is refused, as Xen refuses it: EINVAL.</summary>
@@ -435,6 +451,9 @@ internal sealed class Broker : IDisposable
         public Dictionary<uint, Port> Ports { get; } = [];
 
         public bool Ended { get; set; }
+
+        /// <summary>What is being carried out, for the observer; null when there is none.</summary>
+        public string? Request { get; set; }
     }
 
     private sealed class Share(uint number, Domain domain, ushort peer, SafeFileHandle memory, uint[] references, Notice? notice)

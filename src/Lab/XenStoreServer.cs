@@ -31,6 +31,12 @@ internal sealed class XenStoreServer : IAsyncDisposable
         ["@releaseDomain"] = [new(0, XenStoreAccess.None)],
     };
 
+    /// <summary>Looks on, if given. It is called with the lock held.</summary>
+    public RequestObserver? Observer { get; set; }
+
+    /// <summary>How long each request waits for its turn: a busy xenstored. No connection waits for another's requests.</summary>
+    public TimeSpan Delay { get; set; }
+
     /// <summary>Introduces a domain, whose programs connect to <paramref name="socketPath"/>. Dom0 comes first.</summary>
     /// <param name="domid">The new domain.</param>
     /// <param name="socketPath">Where its programs will connect.</param>
@@ -227,6 +233,11 @@ internal sealed class XenStoreServer : IAsyncDisposable
                     break;
                 }
 
+                if (Delay > TimeSpan.Zero)
+                {
+                    await Task.Delay(Delay);
+                }
+
                 lock (_lock)
                 {
                     if (connection.Dropped)
@@ -234,11 +245,13 @@ internal sealed class XenStoreServer : IAsyncDisposable
                         break;
                     }
 
+                    connection.Request = Describe(request, payload.AsSpan(0, (int)request.Length));
+                    Observe(connection, done: false);
                     Answer(connection, request, payload.AsSpan(0, (int)request.Length));
                 }
             }
         }
-        catch (Exception e) when (e is SocketException or ObjectDisposedException)
+        catch (Exception e) when (e is SocketException or ObjectDisposedException or RequestLostException)
         {
             // The client is gone, or is dropped.
         }
@@ -580,10 +593,28 @@ internal sealed class XenStoreServer : IAsyncDisposable
             : throw new XenStoreRefusal("EINVAL");
     }
 
-    private static void Send(Connection connection, XenStoreHeader request, string payload) =>
+    private string? Describe(XenStoreHeader request, ReadOnlySpan<byte> payload) =>
+        Observer is null ? null : $"{request.Type} {Encoding.UTF8.GetString(payload).TrimEnd('\0').Replace('\0', ' ')}".TrimEnd();
+
+    /// <exception cref="RequestLostException">The observer wants it so.</exception>
+    private void Observe(Connection connection, bool done)
+    {
+        if (connection.Request is { } request && Observer?.Invoke(connection.Domid, request, done) == false)
+        {
+            throw new RequestLostException();
+        }
+    }
+
+    private void Send(Connection connection, XenStoreHeader request, string payload) =>
         Send(connection, request, Encoding.UTF8.GetBytes(payload));
 
-    private static void Send(Connection connection, XenStoreHeader request, byte[] payload)
+    private void Send(Connection connection, XenStoreHeader request, byte[] payload)
+    {
+        Observe(connection, done: true);
+        SendMessage(connection, request, payload);
+    }
+
+    private static void SendMessage(Connection connection, XenStoreHeader request, byte[] payload)
     {
         byte[] message = new byte[Marshal.SizeOf<XenStoreHeader>() + payload.Length];
         MemoryMarshal.Write(message, request with { Length = (uint)payload.Length });
@@ -612,6 +643,9 @@ internal sealed class XenStoreServer : IAsyncDisposable
 
         public uint LastTransaction { get; set; }
 
+        /// <summary>What is being carried out, for the observer; null when there is none.</summary>
+        public string? Request { get; set; }
+
         public Channel<byte[]> Outgoing { get; } = Channel.CreateUnbounded<byte[]>();
 
         public bool Dropped { get; set; }
@@ -630,7 +664,7 @@ internal sealed class XenStoreServer : IAsyncDisposable
         public void Fire(Connection connection, string path)
         {
             string shown = RelativeTo is null ? path : path[RelativeTo.Length..].TrimStart('/');
-            Send(connection, new() { Type = XenStoreMessage.WatchEvent }, $"{shown}\0{Token}\0");
+            SendMessage(connection, new() { Type = XenStoreMessage.WatchEvent }, Encoding.UTF8.GetBytes($"{shown}\0{Token}\0"));
         }
     }
 }
