@@ -6,7 +6,7 @@ namespace XenLoop.Rig;
 
 /// <summary>
 /// The emulated machine: its processor, a serial console that goes to a file, and virtio serial ports that arrive here as
-/// unix sockets. It has no network and no disk.
+/// unix sockets. It has no disk, and no network but a wire to another machine of the kind.
 /// </summary>
 /// <remarks>
 /// The ports are connected from the start, for a port without a peer reads as ended in Dom0. Serial ports are preferred
@@ -50,7 +50,8 @@ internal sealed class Qemu : IAsyncDisposable
         List<Socket> listeners = [];
         try
         {
-            ProcessStartInfo start = new(image.RunQemu, [scratch, .. Arguments(image, options, scratch)])
+            string[] network = options.Network is null ? [] : await options.Network.ArgumentsAsync(options.Number, scratch);
+            ProcessStartInfo start = new(image.RunQemu, [scratch, .. Arguments(image, options, scratch), .. network])
             {
                 // Its end is how the script learns that this process has died.
                 RedirectStandardInput = true,
@@ -66,6 +67,11 @@ internal sealed class Qemu : IAsyncDisposable
             try
             {
                 await qemu.AcceptPortsAsync(listeners);
+                if (options.Network is not null && options.Number == 1)
+                {
+                    await options.Network.ListeningAsync(scratch);
+                }
+
                 return qemu;
             }
             catch
@@ -117,7 +123,7 @@ internal sealed class Qemu : IAsyncDisposable
             "-machine", "pc", "-cpu", Processor, "-m", memory.ToString(CultureInfo.InvariantCulture),
             // One processor: with two, and guests of both kinds, programs in PVH guests die of corrupted memory.
             "-smp", "1", "-accel", "tcg,thread=single,tb-size=512",
-            .. options.Timing == RigTiming.Exact ? (string[])["-icount", "shift=0,align=off,sleep=off"] : [],
+            .. Clock(options),
             "-kernel", image.Hypervisor,
             "-append",
             // Vector registers eagerly: when Xen restores them lazily under this emulation, programs in PVH guests now and
@@ -137,6 +143,16 @@ internal sealed class Qemu : IAsyncDisposable
 
         return arguments;
     }
+
+    private static string[] Clock(XenHostOptions options) => options switch
+    {
+        { Timing: RigTiming.Functional } => [],
+        { Network: null } => ["-icount", "shift=0,align=off,sleep=off"],
+        // Joined hosts wait for each other, and their clocks must not part meanwhile. Sleep: while all domains wait, the clock
+        // goes on with ours. Shift 3: while they work, it is within some times of ours, too. With 0 a working host's
+        // clock lags ten times and more behind that of the other, which waits for it.
+        _ => ["-icount", "shift=3,align=off,sleep=on"],
+    };
 
     private static string PortPath(string scratch, int index) => Path.Combine(scratch, $"port{index}");
 

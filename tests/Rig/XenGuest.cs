@@ -10,13 +10,15 @@ namespace XenLoop.Rig;
 /// </remarks>
 public sealed class XenGuest
 {
-    private readonly XenHost _host;
     private readonly GuestOptions _options;
     private readonly int _index;
+    private readonly HashSet<XenHost> _hosts;
+    private XenHost _host;
 
     internal XenGuest(XenHost host, GuestOptions options, int index)
     {
         _host = host;
+        _hosts = [host];
         _options = options;
         _index = index;
         Macs = [.. options.Vifs.Select((vif, i) => vif.Mac ?? $"00:16:3e:77:{i:x2}:{index:x2}")];
@@ -77,10 +79,10 @@ public sealed class XenGuest
         (await RelayAsync(id, request, $"(push of {localPath})", null)).Check();
     }
 
-    /// <summary>What the guest's kernel said, on all its lives.</summary>
-    public async Task<string> ConsoleLogAsync() =>
-        (await _host.RunAsync($"cat /var/log/xen/console/guest-{Name}.log /var/log/xen/console/guest-{Name}--incoming.log 2>/dev/null; true"))
-        .Output;
+    /// <summary>What the guest's kernel said, on all its lives and all hosts it has been on.</summary>
+    public async Task<string> ConsoleLogAsync() => string.Concat((await Task.WhenAll(_hosts.Select(host => host.RunAsync(
+        $"cat /var/log/xen/console/guest-{Name}.log /var/log/xen/console/guest-{Name}--incoming.log 2>/dev/null; true"))))
+        .Select(log => log.Output));
 
     /// <summary>Asks xl for the domid, which changes with a restore or a migration.</summary>
     public async Task<int> RefreshDomidAsync()
@@ -101,15 +103,37 @@ public sealed class XenGuest
         Domid = int.Parse(result.Check().Output, CultureInfo.InvariantCulture);
     }
 
+    /// <summary>
+    /// Migrates it to the host that its own is joined with while it runs; it belongs to that host from then on. Scripts that
+    /// <see cref="RunAsync"/> has running meanwhile lose their connection: leave them behind as processes.
+    /// </summary>
+    /// <exception cref="InvalidOperationException">The migration failed; the guest is where it was.</exception>
+    public async Task MigrateToAsync(XenHost other)
+    {
+        TimeSpan limit = TimeSpan.FromMinutes(10);
+        (await other.RunAsync("set -e\n" + BridgesScript())).Check();
+        Task<CommandResult> receiving = other.RunAsync(
+            "exec socat TCP-LISTEN:7001,reuseaddr,accept-timeout=60 'EXEC:xl migrate-receive,nofork'", limit);
+        CommandResult sent = await _host.RunAsync(
+            $"exec xl migrate -s '' {Name} 'exec socat -b 65536 - TCP:{other.Ipv4}:7001,retry=50,interval=0.2'", limit);
+        CommandResult received = await receiving;
+        if (sent.ExitCode != 0)
+        {
+            await other.RunAsync($"ip link del {ControlBridge}");
+            throw new InvalidOperationException($"{Name} did not migrate. Sender: {sent}\nReceiver: {received}");
+        }
+
+        (await _host.RunAsync($"ip link del {ControlBridge}; rm -rf {Folder}")).Check();
+        _host = other;
+        _hosts.Add(other);
+        await RefreshDomidAsync();
+    }
+
     internal async Task BootAsync()
     {
-        string bridges = string.Join('\n', _options.Vifs.Select(vif => vif.Bridge).Distinct().Select(bridge =>
-            $"ip link add {bridge} up type bridge forward_delay 0 mcast_snooping 0 2>/dev/null || ip link show {bridge} >/dev/null"));
         string script = $$"""
             set -e
-            {{bridges}}
-            ip link add {{ControlBridge}} up type bridge forward_delay 0 mcast_snooping 0
-            ip addr add 10.200.{{_index}}.1/24 dev {{ControlBridge}}
+            {{BridgesScript()}}
             mkdir -p {{Folder}}
             cat >{{Folder}}/config <<'END'
             {{Configuration()}}
@@ -136,6 +160,14 @@ public sealed class XenGuest
         byte[] bytes = Convert.FromHexString(mac.Replace(":", "", StringComparison.Ordinal));
         return $"fe80::{bytes[0] ^ 2:x}{bytes[1]:x2}:{bytes[2]:x}ff:fe{bytes[3]:x2}:{(bytes[4] << 8) | bytes[5]:x}";
     }
+
+    private string BridgesScript() => string.Join('\n',
+    [
+        .. _options.Vifs.Select(vif => vif.Bridge).Distinct().Select(bridge =>
+            $"ip link add {bridge} up type bridge forward_delay 0 mcast_snooping 0 2>/dev/null || ip link show {bridge} >/dev/null"),
+        $"ip link add {ControlBridge} up type bridge forward_delay 0 mcast_snooping 0",
+        $"ip addr add 10.200.{_index}.1/24 dev {ControlBridge}",
+    ]);
 
     private string Configuration()
     {

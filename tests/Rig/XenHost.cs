@@ -5,7 +5,8 @@ namespace XenLoop.Rig;
 
 /// <summary>
 /// A whole Xen host: the real hypervisor with a Dom0 and guests, on software-emulated processors. It needs no
-/// virtualization hardware. Dom0 has the bridge <c>xenbr0</c> with the addresses 10.77.0.1 and fd77::1.
+/// virtualization hardware. Dom0 has the bridge <c>xenbr0</c> with the addresses 10.77.0.1 and fd77::1; host number 2 of two
+/// has 10.77.0.2 and fd77::2.
 /// </summary>
 /// <remarks>
 /// Nothing in Dom0 or in a guest takes processor time while a script of the caller's runs: whoever waits, blocks.
@@ -24,11 +25,16 @@ public sealed class XenHost : IAsyncDisposable
     {
         _qemu = qemu;
         Options = options;
+        // Far enough apart that no guest meets another's bridge or address when it moves.
+        _guests = 100 * (options.Number - 1);
         qemu.Ports.ForEach(Release);
     }
 
     /// <summary>What this host was started with.</summary>
     public XenHostOptions Options { get; }
+
+    /// <summary>Dom0's IPv4 address on <c>xenbr0</c>.</summary>
+    public string Ipv4 => $"10.77.0.{Options.Number}";
 
     /// <summary>Boots a host and waits until Dom0 can create guests.</summary>
     public static async Task<XenHost> StartAsync(XenHostOptions? options = null)
@@ -39,11 +45,40 @@ public sealed class XenHost : IAsyncDisposable
         try
         {
             (await host.RunAsync("xl info", options.BootTimeout)).Check();
+            if (options.Network is not null)
+            {
+                await host.JoinAsync();
+            }
+
             return host;
         }
         catch
         {
             await host.DisposeAsync();
+            throw;
+        }
+    }
+
+    /// <summary>
+    /// Boots two hosts whose bridges <c>xenbr0</c> are joined, so that guests can migrate from one to the other and keep their
+    /// connections. No two guests of theirs have the same addresses.
+    /// </summary>
+    /// <returns>Host 1 and host 2.</returns>
+    public static async Task<XenHost[]> StartJoinedAsync(XenHostOptions? options = null)
+    {
+        options = (options ?? new XenHostOptions()) with { Network = new HostNetwork() };
+        Task<XenHost>[] hosts = [StartAsync(options with { Number = 1 }), StartAsync(options with { Number = 2 })];
+        try
+        {
+            return await Task.WhenAll(hosts);
+        }
+        catch
+        {
+            foreach (Task<XenHost> host in hosts.Where(host => host.IsCompletedSuccessfully))
+            {
+                await host.Result.DisposeAsync();
+            }
+
             throw;
         }
     }
@@ -126,6 +161,17 @@ public sealed class XenHost : IAsyncDisposable
         Release(port);
         return result;
     }
+
+    /// <summary>Joins xenbr0 with the other host's, where it needs an address of its own.</summary>
+    private async Task JoinAsync() => (await RunAsync($"""
+        set -e
+        modprobe virtio_net
+        ip addr del 10.77.0.1/24 dev xenbr0
+        ip addr del fd77::1/64 dev xenbr0
+        ip addr add {Ipv4}/24 dev xenbr0
+        ip addr add fd77::{Options.Number}/64 dev xenbr0
+        ip link set "$(ls /sys/bus/virtio/drivers/virtio_net/virtio*/net)" up master xenbr0
+        """)).Check();
 
     private static void Forget(Task task) =>
         task.ContinueWith(failed => failed.Exception, CancellationToken.None, TaskContinuationOptions.OnlyOnFaulted, TaskScheduler.Default);

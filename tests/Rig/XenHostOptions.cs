@@ -8,7 +8,9 @@ public enum RigTiming
 
     /// <summary>
     /// One instruction takes one nanosecond, whatever else this machine does, and while all domains wait the clock leaps
-    /// to the next timer. Times are exact and repeatable.
+    /// to the next timer. Times are exact and repeatable. Joined hosts (<see cref="XenHost.StartJoinedAsync"/>): eight
+    /// nanoseconds, and while all domains wait the clock goes on with ours. Then what a host does by itself is exact, and
+    /// what it waits for the other is not.
     /// </summary>
     Exact,
 }
@@ -33,4 +35,10 @@ public sealed record XenHostOptions
 
     /// <summary>How long Dom0 may take until it answers.</summary>
     public TimeSpan BootTimeout { get; init; } = TimeSpan.FromMinutes(5);
+
+    /// <summary>The wire to another host.</summary>
+    internal HostNetwork? Network { get; init; }
+
+    /// <summary>Which of two joined hosts it is, 1 or 2.</summary>
+    internal int Number { get; init; } = 1;
 }
