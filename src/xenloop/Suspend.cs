@@ -35,6 +35,7 @@ internal static class Suspend
         string home = $"/local/domain/{domid}";
         if (Offer.Parse(xenStore.Read($"{home}/{Offer.Node}")) is null)
         {
+            TryTell(socket, $"quiesce {domid} {holder}");
             Console.WriteLine("absent");
             return 0;
         }
@@ -104,6 +105,19 @@ internal static class Suspend
 
         Ask(socket, $"resume {domid}", ControlClient.Patience);
         return 0;
+    }
+
+    /// <summary>Whether it is heard or not: for a guest that has no daemon yet.</summary>
+    private static void TryTell(string socket, string request)
+    {
+        try
+        {
+            Ask(socket, request, TimeSpan.FromMilliseconds(100));
+        }
+        catch (Exception e) when (e is SocketException or IOException or JsonException)
+        {
+            // A daemon that starts in such a guest now, while there is none in Dom0, finds nobody to have a channel with.
+        }
     }
 
     /// <returns>The state in the answer.</returns>

@@ -95,6 +95,45 @@ public class DaemonQuiesceTests
         Assert.Equal((0, "absent\n"), await AskAsync(lab, $"quiesce {b.Name}"));
     }
 
+    [Fact]
+    public async Task A_daemon_that_starts_while_its_guest_is_suspended_waits_until_that_is_over()
+    {
+        await using DaemonLab lab = await DaemonLab.StartAsync();
+        LabGuest a = await lab.AddGuestAsync("a");
+        LabGuest b = await lab.Host.AddGuestAsync("b");
+        await lab.UntilAsync("Dom0 knows of it", () => DaemonLab.Ask(lab.Dom0)!.Contains("\"b\"", StringComparison.Ordinal));
+        LabProcess holder = lab.Dom0.Start($"{DaemonLab.Command} quiesce --holder $$ {b.Name} && exec sleep 1000");
+        await lab.UntilAsync("the answer", () => holder.Output.Contains("absent", StringComparison.Ordinal));
+        lab.Start(b);
+        await StaysWithoutChannelAsync(lab, a, b);
+        holder.Signal(LibC.SIGKILL);
+        await lab.ChannelUpAsync(a, b);
+    }
+
+    [Fact]
+    public async Task Who_suspends_a_guest_right_after_another_is_its_holder()
+    {
+        await using DaemonLab lab = await DaemonLab.StartWithChannelAsync();
+        (LabGuest a, LabGuest b) = lab.Pair;
+        string quiesce = $"{DaemonLab.Command} quiesce --holder $$ {b.Name}";
+        // Dom0's daemon looks for the first every 250 ms.
+        LabProcess holder = lab.Dom0.Start($"sh -c '{quiesce}; true'; {quiesce} && echo held && exec sleep 1000");
+        await lab.UntilAsync("the second holds it", () => holder.Output.Contains("held", StringComparison.Ordinal));
+        await StaysWithoutChannelAsync(lab, a, b);
+        holder.Signal(LibC.SIGKILL);
+        await lab.ChannelUpAsync(a, b);
+    }
+
+    /// <summary>Though there is traffic, for long enough that Dom0's daemon has looked some times.</summary>
+    private static async Task StaysWithoutChannelAsync(DaemonLab lab, LabGuest a, LabGuest b)
+    {
+        Ping ping = Ping.Start(a, b, interval: 0.02);
+        await lab.UntilAsync("replies", () => ping.Replies > 60);
+        AssertNothingHeld(lab, b);
+        await ping.StopAsync();
+        AssertNothingHeld(lab, b);
+    }
+
     private static void AssertNothingHeld(DaemonLab lab, LabGuest guest) => Assert.Equal(default, lab.Host.Broker.Count(guest.Domid));
 
     private static Task<(int ExitCode, string Output)> AskAsync(DaemonLab lab, string command) => lab.Dom0.RunAsync($"{DaemonLab.Command} {command}");

@@ -607,15 +607,12 @@ internal sealed class Dom0Role : IRole
     /// <returns>"absent": there is no daemon, and so nothing to fear; "pending"; "quiesced".</returns>
     private string BeginQuiesce(GuestRecord guest, int holder)
     {
-        if (Offer.Parse(_xenStore.Read($"{guest.Home}/{Offer.Node}")) is null)
-        {
-            return "absent";
-        }
-
-        if (guest.Quiesce is null)
+        bool absent = Offer.Parse(_xenStore.Read($"{guest.Home}/{Offer.Node}")) is null;
+        // Its daemon may come while it is being suspended, and then has to know. Without a holder nobody would end that.
+        if (guest.Quiesce is null or { Holds: false } && !(absent && holder == 0))
         {
             guest.Quiesce = Quiesce.Begin(holder);
-            Log.Info($"domain {guest.Domid} ({guest.Identity.Name}) is to be suspended{(holder == 0 ? "" : $" by process {holder}")}: its channels are closed");
+            Log.Info($"domain {guest.Domid} ({guest.Identity.Name}) is to be suspended{(holder == 0 ? "" : $" by process {holder}")}{(absent ? "" : ": its channels are closed")}");
             Try(guest, () =>
             {
                 MakeIntroductions(guest);
@@ -624,7 +621,12 @@ internal sealed class Dom0Role : IRole
             Publish(guest);
         }
 
-        return _xenStore.Read($"{guest.Home}/{Offer.Quiesced}") == guest.Quiesce.ToString() ? "quiesced" : "pending";
+        if (absent)
+        {
+            return "absent";
+        }
+
+        return _xenStore.Read($"{guest.Home}/{Offer.Quiesced}") == guest.Quiesce!.ToString() ? "quiesced" : "pending";
     }
 
     private void EndQuiesce(GuestRecord guest, string why)
