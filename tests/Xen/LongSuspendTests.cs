@@ -22,7 +22,6 @@ public sealed class LongSuspendTests(ChannelFixture xen)
         { "pvh1", "pvh2", "migrate" },
         { "pv1", "pv2", "restore" },
         { "pv1", "pv2", "cancel" },
-        { "pv1", "pv2", "migrate" },
     };
 
     [Theory, MemberData(nameof(Pairs))]
