@@ -58,7 +58,7 @@ public class DaemonFaultTests(ITestOutputHelper output)
         await faults.AddVictimsAsync(connected: true, async example =>
         {
             Assert.Equal(0, await lab.StopAsync(faults.Hub));
-            await lab.UntilAsync("the channel is closed and forgotten", () => lab.Said(example.Guest, faults.Hub) is null && lab.XenStore.Count(example.Guest.Domid).Watches == 1);
+            await lab.UntilAsync("the channel is closed and forgotten", () => lab.Said(example.Guest, faults.Hub) is null && lab.XenStore.Count(example.Guest.Domid).Watches == 2);
         });
         foreach (Victim victim in faults.Victims)
         {
