@@ -124,6 +124,17 @@ public class DaemonQuiesceTests
         await lab.ChannelUpAsync(a, b);
     }
 
+    [Fact]
+    public async Task A_holder_that_has_ended_and_is_a_zombie_holds_nothing()
+    {
+        await using DaemonLab lab = await DaemonLab.StartWithChannelAsync();
+        (LabGuest a, LabGuest b) = lab.Pair;
+        // The parent becomes a program that waits for no child.
+        LabProcess parent = lab.Dom0.Start($"sh -c '{DaemonLab.Command} quiesce --holder $$ {b.Name}; echo ended' & exec sleep 1000");
+        await lab.UntilAsync("the holder has ended", () => parent.Output.Contains("ended", StringComparison.Ordinal));
+        await lab.ChannelUpAsync(a, b);
+    }
+
     /// <summary>Though there is traffic, for long enough that Dom0's daemon has looked some times.</summary>
     private static async Task StaysWithoutChannelAsync(DaemonLab lab, LabGuest a, LabGuest b)
     {

@@ -32,9 +32,11 @@ internal sealed record Quiesce(uint Id, int Holder, ulong HolderStart)
     {
         try
         {
-            // proc(5): the name in parentheses may hold anything; starttime is field 22, the twentieth after it.
+            // proc(5): the name in parentheses may hold anything; the state is the first field after it, starttime the twentieth.
             string stat = File.ReadAllText($"/proc/{process}/stat");
-            return ulong.Parse(stat[(stat.LastIndexOf(')') + 2)..].Split(' ')[19], CultureInfo.InvariantCulture);
+            string[] fields = stat[(stat.LastIndexOf(')') + 2)..].Split(' ');
+            // A zombie has ended, though its parent has not asked yet.
+            return fields[0] == "Z" ? 0 : ulong.Parse(fields[19], CultureInfo.InvariantCulture);
         }
         catch (IOException)
         {
