@@ -20,6 +20,8 @@ public sealed partial class SoakTests(ChannelFixture xen, ITestOutputHelper outp
     private const int MostDescriptors = 80;
     private const int MostKiB = 16 * 1024;
 
+    private const double MostSecondsBetween = 60;
+
     private readonly Random _random = new(Setting("SEED", DefaultSeed));
     private readonly Dictionary<string, int> _counts = [];
 
@@ -54,10 +56,21 @@ public sealed partial class SoakTests(ChannelFixture xen, ITestOutputHelper outp
             };
             _counts[what] = _counts.GetValueOrDefault(what) + 1;
             output.WriteLine(string.Create(CultureInfo.InvariantCulture, $"{now:0.0} s: {what}, {guest.Name} {(what == "both killed" ? other.Name : "")}"));
-            foreach (TcpTransfer transfer in transfers)
+            try
             {
-                await transfer.GoesOnAsync();
+                foreach (TcpTransfer transfer in transfers)
+                {
+                    await transfer.GoesOnAsync();
+                }
             }
+            catch (Exception)
+            {
+                await DumpAsync([.. stayers, rebooter]);
+                throw;
+            }
+
+            // Most of the time nothing happens but traffic, which is quickly emulated.
+            await xen.SleepAsync(Seconds(MostSecondsBetween));
         }
 
         output.WriteLine(string.Join(", ", _counts.OrderBy(c => c.Key).Select(c => $"{c.Key} {c.Value}")));
@@ -108,6 +121,18 @@ public sealed partial class SoakTests(ChannelFixture xen, ITestOutputHelper outp
         }
 
         await rebooter.Guest.DestroyAsync();
+    }
+
+    /// <summary>What there is to say of a guest that is not well.</summary>
+    private async Task DumpAsync(Node[] guests)
+    {
+        output.WriteLine((await xen.Host.RunAsync("xl list; xl vcpu-list; brctl show 2>/dev/null; bridge link; xenstore-ls -f /local/domain/0/backend/vif | grep state")).ToString());
+        foreach (Node guest in guests)
+        {
+            output.WriteLine((await xen.Host.RunAsync($"echo {guest.Name}; ping -c 2 -W 2 {guest.Guest.Ipv4}; xenstore-ls /local/domain/$(xl domid {guest.Name})/device/vif | grep state")).ToString());
+            string console = await guest.Guest.ConsoleLogAsync();
+            output.WriteLine(console[Math.Max(0, console.Length - 5000)..]);
+        }
     }
 
     private static int Setting(string name, int byDefault) =>

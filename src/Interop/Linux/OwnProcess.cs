@@ -1,4 +1,5 @@
 using System.Globalization;
+using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 using Tmds.Linux;
 
@@ -14,6 +15,9 @@ internal static unsafe partial class OwnProcess
     private const int SIGTERM = 15;
     private const nint SIG_IGN = 1;
 
+    // More than this program ever has; to close one that is not open costs 100 ns.
+    private const int MostDescriptors = 65536;
+
     // int execv(const char *path, char *const argv[]);
     [LibraryImport("libc", StringMarshalling = StringMarshalling.Utf8)]
     private static partial int execv(string path, byte** argv);
@@ -26,6 +30,8 @@ internal static unsafe partial class OwnProcess
     /// <param name="descriptors">Of this process, which the copy keeps; all others it closes.</param>
     /// <returns>Its process id.</returns>
     /// <exception cref="NativeException">The kernel is out of memory or processes.</exception>
+    // Compiled whole and once, also where there is a just-in-time compiler: in the copy it could not run.
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     public static int LeaveCopy(string name, ReadOnlySpan<int> descriptors)
     {
         // The copy has one thread, and a runtime that waits for others: so it only does what needs neither. Whatever allocates, or
@@ -36,7 +42,6 @@ internal static unsafe partial class OwnProcess
         var prctl = (delegate* unmanaged[SuppressGCTransition]<int, byte*, int>)Function("prctl");
         var signal = (delegate* unmanaged[SuppressGCTransition]<int, nint, nint>)Function("signal");
         var pause = (delegate* unmanaged[SuppressGCTransition]<int>)Function("pause");
-        int[] superfluous = [.. Descriptors().Except(descriptors.ToArray())];
         byte[] bytes = [.. name.Select(c => (byte)c), 0];
         // proc(5): arg_start is field 48, the forty-sixth after the name in parentheses.
         string stat = File.ReadAllText("/proc/self/stat");
@@ -49,9 +54,19 @@ internal static unsafe partial class OwnProcess
                 return pid > 0 ? pid : throw new NativeException("fork", name, LibC.errno);
             }
 
-            foreach (int descriptor in superfluous)
+            // Not those that were open a moment ago: another thread may have opened one since.
+            for (int descriptor = 0; descriptor < MostDescriptors; descriptor++)
             {
-                _ = close(descriptor);
+                bool kept = false;
+                foreach (int one in descriptors)
+                {
+                    kept |= one == descriptor;
+                }
+
+                if (!kept)
+                {
+                    _ = close(descriptor);
+                }
             }
 
             _ = setsid();
@@ -71,11 +86,11 @@ internal static unsafe partial class OwnProcess
 
     private static nint Function(string name) => NativeLibrary.GetExport(NativeLibrary.GetMainProgramHandle(), name);
 
-    /// <summary>The descriptors that this process has open on files of these names, or all.</summary>
+    /// <summary>The descriptors that this process has open on files of these names.</summary>
     public static int[] Descriptors(params string[] files) =>
     [
         .. from entry in Directory.EnumerateFileSystemEntries("/proc/self/fd")
-           where files.Length == 0 || files.Contains(new FileInfo(entry).LinkTarget)
+           where files.Contains(new FileInfo(entry).LinkTarget)
            select int.Parse(Path.GetFileName(entry), CultureInfo.InvariantCulture),
     ];
 
