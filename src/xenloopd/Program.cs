@@ -41,6 +41,9 @@ internal static class Program
     // Control plane only: the data path allocates nothing.
     private const long GarbageBytes = 2 << 20;
 
+    // Until the process is gone: a second SIGTERM, while the channels close, must not end it as if none of this had been arranged.
+    private static PosixSignalRegistration[] _signals = [];
+
     private static int Main(string[] args)
     {
         IdleMode mode = IdleMode.Adaptive;
@@ -117,11 +120,14 @@ internal static class Program
     private static void Run(IHypervisor hypervisor, Configuration configuration, Func<Configuration> load, IdleMode mode, uint ringBytes)
     {
         using EventFd faults = new();
-        using EventFd terminate = new();
-        using EventFd reload = new();
-        using PosixSignalRegistration hangup = PosixSignalRegistration.Create(PosixSignal.SIGHUP, context => Request(context, reload));
-        using PosixSignalRegistration term = PosixSignalRegistration.Create(PosixSignal.SIGTERM, context => Request(context, terminate));
-        using PosixSignalRegistration interrupt = PosixSignalRegistration.Create(PosixSignal.SIGINT, context => Request(context, terminate));
+        EventFd terminate = new();
+        EventFd reload = new();
+        _signals =
+        [
+            PosixSignalRegistration.Create(PosixSignal.SIGHUP, context => Request(context, reload)),
+            PosixSignalRegistration.Create(PosixSignal.SIGTERM, context => Request(context, terminate)),
+            PosixSignalRegistration.Create(PosixSignal.SIGINT, context => Request(context, terminate)),
+        ];
 
         // The socket first: a second daemon is refused before it can touch what the first one has in XenStore.
         using ControlSocket control = new(ControlSocket.DefaultPath);

@@ -71,6 +71,31 @@ public class DaemonCloseTests
     }
 
     [Fact]
+    public async Task An_impatient_operator_changes_nothing()
+    {
+        await using DaemonLab lab = await DaemonLab.StartWithChannelAsync();
+        (LabGuest a, LabGuest b) = lab.Pair;
+        for (int round = 0; round < 40; round++)
+        {
+            LabProcess daemon = lab[a];
+            await lab.UntilAsync("the daemon ends, which is told so again and again", () =>
+            {
+                for (int i = 0; i < 100 && !daemon.HasExited; i++)
+                {
+                    daemon.Signal(LibC.SIGTERM);
+                    Thread.SpinWait(2000);
+                }
+
+                return daemon.HasExited;
+            });
+            Assert.True(daemon.ExitCode == 0, $"exit status {daemon.ExitCode} in round {round}");
+            Assert.Equal(default, lab.Host.Broker.Count(a.Domid));
+            lab.Start(a);
+            await lab.UntilAsync("the daemon offers its guest again", () => lab.Introduced(b) is [_]);
+        }
+    }
+
+    [Fact]
     public async Task Introductions_that_change_during_the_close_do_not_revive_it()
     {
         await using DaemonLab lab = await DaemonLab.StartAsync();

@@ -190,9 +190,10 @@ public class DaemonDemandTests(ITestOutputHelper output)
             await lab.UntilAsync("the channel goes", () => !lab.IsConnected(a[0], b[0]));
             output.WriteLine(string.Create(CultureInfo.InvariantCulture, $"dropped after {silence.Elapsed.TotalSeconds:f2} s"));
             Assert.InRange(silence.Elapsed.TotalSeconds, 1.9, 4);
+
+            // Whoever hears of the end from the other, and does not see the silence itself, remembers the channel for a while.
             await lab.UsageIsAsync(a, usageA);
             await lab.UsageIsAsync(b, usageB);
-            Assert.InRange(silence.Elapsed.TotalSeconds, 1.9, 4.5);
             Assert.Equal(tracesA, Namespaces.Traces(a));
             Assert.Equal(tracesB, Namespaces.Traces(b));
             Assert.Equal(i, lab.CountMessages(a, "channel up"));
