@@ -9,10 +9,7 @@ namespace XenLoop.Interop.Linux;
 internal static unsafe partial class OwnProcess
 {
     private const int PR_SET_NAME = 15;
-    private const int SIGHUP = 1;
-    private const int SIGINT = 2;
-    private const int SIGQUIT = 3;
-    private const int SIGTERM = 15;
+    private const int LastSignal = 64;
     private const nint SIG_IGN = 1;
 
     // More than this program ever has; to close one that is not open costs 100 ns.
@@ -23,8 +20,8 @@ internal static unsafe partial class OwnProcess
     private static partial int execv(string path, byte** argv);
 
     /// <summary>
-    /// Leaves a copy of this process behind, with all its mappings, that does nothing until it is killed. It ignores what would
-    /// end it politely, and is left alone when systemd shuts the system down.
+    /// Leaves a copy of this process behind, with all its mappings, that does nothing until it is killed. It ignores every other
+    /// signal, and is left alone when systemd shuts the system down.
     /// </summary>
     /// <param name="name">Its name in /proc/PID/comm, up to 15 bytes of ASCII.</param>
     /// <param name="descriptors">Of this process, which the copy keeps; all others it closes.</param>
@@ -54,6 +51,12 @@ internal static unsafe partial class OwnProcess
                 return pid > 0 ? pid : throw new NativeException("fork", name, LibC.errno);
             }
 
+            // The runtime's handlers write to a pipe that is closed here, and abort: even SIGCONT, which systemd sends at every turn.
+            for (int number = 1; number <= LastSignal; number++)
+            {
+                _ = signal(number, SIG_IGN);
+            }
+
             // Not those that were open a moment ago: another thread may have opened one since.
             for (int descriptor = 0; descriptor < MostDescriptors; descriptor++)
             {
@@ -73,10 +76,6 @@ internal static unsafe partial class OwnProcess
             _ = prctl(PR_SET_NAME, first);
             // A process of root's whose command line begins so is spared by systemd-shutdown.
             *commandLine = (byte)'@';
-            _ = signal(SIGHUP, SIG_IGN);
-            _ = signal(SIGINT, SIG_IGN);
-            _ = signal(SIGQUIT, SIG_IGN);
-            _ = signal(SIGTERM, SIG_IGN);
             while (true)
             {
                 _ = pause();
