@@ -41,6 +41,9 @@ public sealed record GuestOptions
     /// <summary>Its network interfaces. A further one, <c>control</c>, on a bridge of its own, is the rig's.</summary>
     public IReadOnlyList<GuestVif> Vifs { get; init; } = [new GuestVif()];
 
+    /// <summary>Whether its first process is systemd, and dpkg can install packages. All that writes to a log writes to the console.</summary>
+    public bool Systemd { get; init; }
+
     /// <summary>More arguments for its kernel.</summary>
     public string KernelArguments { get; init; } = "";
 

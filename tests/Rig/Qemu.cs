@@ -129,7 +129,7 @@ internal sealed class Qemu : IAsyncDisposable
             // No XSAVE, so no AVX: under this emulation PVH guests now and then find wrong values in vector registers, or the kernel its
             // "Bad FPU state", while another boots. Eagerly: when Xen restores the registers lazily they find them without that, too.
             $"dom0_mem={options.Dom0MemoryMiB}M,max:{options.Dom0MemoryMiB}M dom0_max_vcpus={options.Dom0Vcpus} "
-                + $"console=com1 com1=115200,8n1 spec-ctrl=off spec-ctrl=eager-fpu xsave=0 xpti=off bootscrub=0 {options.XenArguments}",
+                + $"console=com1 com1=115200,8n1 conring_size=1m spec-ctrl=off spec-ctrl=eager-fpu xsave=0 xpti=off bootscrub=0 {options.XenArguments}",
             "-initrd", $"{image.Kernel} {KernelArguments},{image.Dom0Files}",
             "-serial", $"file:{Path.Combine(scratch, "console.log")}",
             "-device", $"virtio-serial-pci,max_ports={PortCount + 1}",

@@ -60,6 +60,8 @@ public sealed class XenGuest
 
     private string Folder => $"/run/guests/{Name}";
 
+    private string Ramdisk => _options.Systemd ? $"{Folder}/ramdisk" : "/guest/guest.cpio";
+
     /// <summary>Runs a script of the shell in the guest. Many may run at the same time.</summary>
     /// <param name="script">The script; a later process that it leaves behind may live on.</param>
     /// <param name="timeout">How long it may take, in real time; three minutes if not given.</param>
@@ -135,6 +137,7 @@ public sealed class XenGuest
             set -e
             {{BridgesScript()}}
             mkdir -p {{Folder}}
+            {{(_options.Systemd ? $"cat /guest/guest.cpio /guest/systemd.cpio >{Ramdisk}" : "")}}
             cat >{{Folder}}/config <<'END'
             {{Configuration()}}
             END
@@ -180,7 +183,7 @@ public sealed class XenGuest
             name='{Name}'
             type='{(_options.Kind == GuestKind.Pvh ? "pvh" : "pv")}'
             kernel='/guest/vmlinux'
-            ramdisk='/guest/guest.cpio'
+            ramdisk='{Ramdisk}'
             extra='{Qemu.KernelArguments} rig.hostname={Name} {string.Join(' ', addresses)} rig.control={ControlAddress}/24 {_options.KernelArguments}'
             memory={_options.MemoryMiB}
             vcpus={_options.Vcpus}

@@ -1,3 +1,4 @@
+using System.Diagnostics;
 using System.Globalization;
 using System.Text.Json;
 
@@ -36,6 +37,27 @@ public sealed class XenLoopDaemon
     public static async Task<XenLoopDaemon> InstallAsync(XenGuest guest)
     {
         await Task.WhenAll(Programs().Select(p => guest.PushAsync(p.Local, p.Remote, "755")));
+        return new XenLoopDaemon(guest.RunAsync);
+    }
+
+    /// <summary>Installs the Debian package in a guest that has systemd, as an administrator does; its service then runs.
+    /// What starts and ends a daemon here is not for that: use systemctl.</summary>
+    public static async Task<XenLoopDaemon> InstallPackageAsync(XenGuest guest)
+    {
+        string script = Path.Combine(RigImage.FindRepository(), "packaging", "deb", "build");
+        using Process build = Process.Start(new ProcessStartInfo(script) { RedirectStandardOutput = true })
+            ?? throw new InvalidOperationException($"{script} did not start.");
+        string package = (await build.StandardOutput.ReadToEndAsync()).Trim();
+        await guest.PushAsync(Path.Combine(RigImage.FindRepository(), package), "/tmp/xenloop.deb");
+        // The libraries that it depends on are there, without their packages.
+        (await guest.RunAsync("""
+            until systemctl --quiet is-active multi-user.target; do sleep 0.2; done
+            mkdir -p /var/lib/dpkg/info /var/lib/dpkg/updates
+            dpkg --force-depends --install /tmp/xenloop.deb 2>&1 && systemctl is-active xenloopd && exit 0
+            systemctl status xenloopd
+            dmesg | tail -n 30
+            exit 1
+            """)).Check();
         return new XenLoopDaemon(guest.RunAsync);
     }
 

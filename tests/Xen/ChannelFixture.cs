@@ -21,6 +21,9 @@ public sealed class SuspendHost : ICollectionFixture<ChannelFixture>
 /// <summary>A host with two guests of either kind, the daemon in Dom0 and in each.</summary>
 public sealed class ChannelFixture : IAsyncLifetime
 {
+    /// <summary>What to run before a suspend that is to go on as if Dom0 had no xenloop.</summary>
+    public const string Unprepared = "export LIBXL_SAVE_HELPER=$(echo /usr/lib/xen-*/bin/libxl-save-helper.real)";
+
     private readonly Dictionary<string, Node> _guests = [];
 
     public XenHost Host { get; private set; } = null!;

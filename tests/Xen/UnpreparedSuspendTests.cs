@@ -11,9 +11,6 @@ namespace XenLoop.Tests.Xen;
 [Collection(SuspendHost.Name)]
 public sealed class UnpreparedSuspendTests(ChannelFixture xen)
 {
-    // As if Dom0 had no xenloop.
-    private const string Unprepared = "export LIBXL_SAVE_HELPER=$(echo /usr/lib/xen-*/bin/libxl-save-helper.real)";
-
     [Theory]
     [InlineData("pvh1", "pvh2", "listener")]
     [InlineData("pvh1", "pvh2", "connector")]
@@ -27,7 +24,7 @@ public sealed class UnpreparedSuspendTests(ChannelFixture xen)
         await peer.StartPingAsync(victim.Guest.Ipv4);
         TcpTransfer transfer = await TcpTransfer.StartAsync(peer, victim);
 
-        await xen.SuspendAsync(victim, "restore", Unprepared);
+        await xen.SuspendAsync(victim, "restore", ChannelFixture.Unprepared);
         await ChannelFixture.ChannelUpAsync(victim, peer);
         Assert.Equal(suspends + 1, await UnpreparedAsync(victim));
         Assert.Contains("this guest was suspended while it had channels", await victim.Daemon.LogAsync(), StringComparison.Ordinal);
