@@ -220,7 +220,7 @@ public sealed partial class SoakTests(ChannelFixture xen, ITestOutputHelper outp
     /// <summary>Much at once, to one who was perhaps just rebooted.</summary>
     private async Task<string> BurstAsync(Node to, Node from)
     {
-        (await to.RunAsync("{ socat -u TCP-LISTEN:5009,reuseaddr - | sha256sum >/tmp/burst; } & echo $! >/tmp/bursting; sleep 0.3")).Check();
+        (await to.RunAsync($"{{ socat -u TCP-LISTEN:5009,reuseaddr - | sha256sum >/tmp/burst; }} & echo $! >/tmp/bursting; {TcpTransfer.Listening(5009)}")).Check();
         string sent = (await from.RunAsync($"head -c 5000000 /dev/urandom >/tmp/burst; socat -u FILE:/tmp/burst TCP:{to.Guest.Ipv4}:5009 && sha256sum </tmp/burst; rm /tmp/burst")).Check().Output;
         Assert.Equal(sent, (await to.RunAsync("while kill -0 $(cat /tmp/bursting) 2>/dev/null; do sleep 0.1; done; cat /tmp/burst")).Check().Output);
         return "burst";

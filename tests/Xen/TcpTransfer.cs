@@ -18,7 +18,11 @@ public sealed class TcpTransfer
 
     public static async Task<TcpTransfer> StartAsync(Node from, Node to)
     {
-        (await to.RunAsync($"{{ socat -u TCP-LISTEN:{Port},reuseaddr - | sha256sum >/tmp/received; }} & echo $! >/tmp/receiver; sleep 0.3")).Check();
+        (await to.RunAsync($$"""
+            { socat -u TCP-LISTEN:{{Port}},reuseaddr - | sha256sum >/tmp/received; } &
+            echo $! >/tmp/receiver
+            {{Listening(Port)}}
+            """)).Check();
         // A piece every half a second of the sender's time, hashed on the way: nothing is kept.
         (await from.RunAsync($$"""
             rm -f /tmp/enough /tmp/copy
@@ -35,6 +39,9 @@ public sealed class TcpTransfer
             """)).Check();
         return new TcpTransfer(from, to);
     }
+
+    /// <summary>Script: waits until somebody listens at the port.</summary>
+    public static string Listening(int port) => $"until ss -tlnH sport = :{port} | grep -q .; do sleep 0.05; done";
 
     /// <summary>Fails when the connection has ended.</summary>
     public async Task GoesOnAsync() => (await _from.RunAsync("kill -0 $(cat /tmp/sending) || { cat /tmp/sender; exit 1; }")).Check();
