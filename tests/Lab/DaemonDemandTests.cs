@@ -49,7 +49,7 @@ public class DaemonDemandTests(ITestOutputHelper output)
                 (LabGuest from, LabGuest to) = times.Count % 2 == 0 ? (guests[i], guests[j]) : (guests[j], guests[i]);
                 using Echo echo = Echo.Open(from[0], to[0]);
                 times.Add(await TimeToChannelAsync(lab, from[0], to[0], echo.Send));
-                Assert.True(lab.IsUp(from, to), lab.Messages());
+                await lab.UntilAsync("both divert", () => lab.IsUp(from, to), seconds: 1);
                 await lab.UntilAsync("the ping is answered", () => echo.Missing == 0, seconds: 1);
             }
         }
