@@ -33,7 +33,7 @@ internal sealed class RigImage
         await _buildOnce.WaitAsync();
         try
         {
-            await BuildAsync(Path.Combine(RepositoryRoot, "tests", "Rig", "image", "build"));
+            await RunScriptAsync("tests", "Rig", "image", "build");
         }
         finally
         {
@@ -43,20 +43,22 @@ internal sealed class RigImage
         return new RigImage();
     }
 
-    private static async Task BuildAsync(string script)
+    /// <summary>Runs a script of the repository that builds something.</summary>
+    /// <returns>What it wrote to standard output.</returns>
+    internal static async Task<string> RunScriptAsync(params string[] path)
     {
-        using Process build = Process.Start(new ProcessStartInfo(script) { RedirectStandardError = true })
+        string script = Path.Combine([RepositoryRoot, .. path]);
+        using Process build = Process.Start(new ProcessStartInfo(script) { RedirectStandardOutput = true, RedirectStandardError = true })
             ?? throw new InvalidOperationException($"{script} did not start.");
-        string error = await build.StandardError.ReadToEndAsync();
+        string[] said = await Task.WhenAll(build.StandardOutput.ReadToEndAsync(), build.StandardError.ReadToEndAsync());
         await build.WaitForExitAsync();
-        if (build.ExitCode != 0)
-        {
-            throw new InvalidOperationException(
-                $"{script} failed with exit code {build.ExitCode}. It needs root, Debian 12 and its package archive.\n{error}");
-        }
+        return build.ExitCode == 0
+            ? said[0].Trim()
+            : throw new InvalidOperationException(
+                $"{script} failed with exit code {build.ExitCode}. What it needs is said at its top.\n{said[1]}");
     }
 
-    internal static string FindRepository()
+    private static string FindRepository()
     {
         for (string? folder = AppContext.BaseDirectory; folder is not null; folder = Path.GetDirectoryName(folder))
         {

@@ -1,4 +1,3 @@
-using System.Diagnostics;
 using System.Globalization;
 using System.Text.Json;
 
@@ -24,7 +23,7 @@ public sealed class XenLoopDaemon
     public static async Task<XenLoopDaemon> InstallAsync(XenHost host)
     {
         (await host.RunAsync($"mkdir -p {Private}")).Check();
-        string common = Path.Combine(RigImage.FindRepository(), "packaging", "common");
+        string common = Path.Combine(RigImage.RepositoryRoot, "packaging", "common");
         await Task.WhenAll(Programs()
             .Append((Local: Path.Combine(common, "save-helper"), Remote: $"{Private}/save-helper"))
             .Append((Local: Path.Combine(common, "hook-saves"), Remote: $"{Private}/hook-saves"))
@@ -44,11 +43,8 @@ public sealed class XenLoopDaemon
     /// What starts and ends a daemon here is not for that: use systemctl.</summary>
     public static async Task<XenLoopDaemon> InstallPackageAsync(XenGuest guest)
     {
-        string script = Path.Combine(RigImage.FindRepository(), "packaging", "deb", "build");
-        using Process build = Process.Start(new ProcessStartInfo(script) { RedirectStandardOutput = true })
-            ?? throw new InvalidOperationException($"{script} did not start.");
-        string package = (await build.StandardOutput.ReadToEndAsync()).Trim();
-        await guest.PushAsync(Path.Combine(RigImage.FindRepository(), package), "/tmp/xenloop.deb");
+        string package = await RigImage.RunScriptAsync("packaging", "deb", "build");
+        await guest.PushAsync(Path.Combine(RigImage.RepositoryRoot, package), "/tmp/xenloop.deb");
         // The libraries that it depends on are there, without their packages.
         (await guest.RunAsync("""
             until systemctl --quiet is-active multi-user.target; do sleep 0.2; done
@@ -145,7 +141,7 @@ public sealed class XenLoopDaemon
 
     private static IEnumerable<(string Local, string Remote)> Programs()
     {
-        string published = Path.Combine(RigImage.FindRepository(), "artifacts", "publish");
+        string published = Path.Combine(RigImage.RepositoryRoot, "artifacts", "publish");
         foreach ((string program, string folder) in new[] { ("xenloopd", "/usr/sbin"), ("xenloop", "/usr/bin") })
         {
             string local = Path.Combine(published, program, program);

@@ -38,10 +38,10 @@ public sealed partial class ChannelTests(ChannelFixture xen)
     {
         (Node left, Node right) = await UpAsync(a, b);
         (long sent, long received) before = await left.PacketsAsync(right);
-        const string Receive = "socat -u TCP-LISTEN:5001,reuseaddr CREATE:/tmp/got & echo $! >/tmp/receiver; sleep 0.3";
+        string receive = $"socat -u TCP-LISTEN:5001,reuseaddr CREATE:/tmp/got & echo $! >/tmp/receiver; {TcpTransfer.Listening(5001)}";
         foreach (Node node in new[] { left, right })
         {
-            (await node.RunAsync("head -c 8000000 /dev/urandom >/tmp/sent; " + Receive)).Check();
+            (await node.RunAsync("head -c 8000000 /dev/urandom >/tmp/sent; " + receive)).Check();
         }
 
         static string Send(Node to) => $"socat -u FILE:/tmp/sent TCP:{to.Guest.Ipv4}:5001 && sha256sum </tmp/sent";
@@ -82,12 +82,13 @@ public sealed partial class ChannelTests(ChannelFixture xen)
     public async Task A_firewall_rule_on_eth0_is_honoured(string a, string b)
     {
         (Node from, Node to) = await UpAsync(a, b);
-        (await to.RunAsync("""
+        (await to.RunAsync($$"""
             nft add table inet fw
             nft 'add chain inet fw input { type filter hook input priority 0; }'
             nft add rule inet fw input iifname eth0 tcp dport 5003 counter reject with tcp reset
             nft add rule inet fw input iifname eth0 tcp dport 5004 counter accept
-            for port in 5003 5004; do socat -u TCP-LISTEN:$port,reuseaddr,fork /dev/null & done; sleep 0.3
+            for port in 5003 5004; do socat -u TCP-LISTEN:$port,reuseaddr,fork /dev/null & done
+            {{TcpTransfer.Listening(5003)}}; {{TcpTransfer.Listening(5004)}}
             """)).Check();
         try
         {
@@ -130,7 +131,7 @@ public sealed partial class ChannelTests(ChannelFixture xen)
         await from.Daemon.StopAsync();
 
         // 40 pieces, one every half a second, over one connection that begins on netfront.
-        (await to.RunAsync("socat -u TCP-LISTEN:5005,reuseaddr CREATE:/tmp/stream & echo $! >/tmp/receiver; sleep 0.3")).Check();
+        (await to.RunAsync($"socat -u TCP-LISTEN:5005,reuseaddr CREATE:/tmp/stream & echo $! >/tmp/receiver; {TcpTransfer.Listening(5005)}")).Check();
         (await from.RunAsync("head -c 4000000 /dev/urandom >/tmp/source")).Check();
         Task<CommandResult> sending = from.RunAsync($$"""
             { for i in $(seq 0 39); do dd if=/tmp/source bs=100000 skip=$i count=1 2>/dev/null; sleep 0.5; done; } | socat -u - TCP:{{to.Guest.Ipv4}}:5005

@@ -136,7 +136,7 @@ public sealed partial class SoakTests(ChannelFixture xen, ITestOutputHelper outp
     /// <summary>The ports between guests and the grants that a guest has mapped, as the hypervisor has them. Netfront's are Dom0's.</summary>
     private async Task<(string[] Ports, string[] Grants)> SharedAsync(int guests)
     {
-        // One after the other: the hypervisor's console keeps little.
+        // One after the other: they share the hypervisor's console.
         async Task<string[]> PressAsync(char key, string heading, int count)
         {
             string said = (await xen.Host.RunAsync($"xl dmesg -c >/dev/null; xl debug-keys {key}; sleep 1; xl dmesg")).Check().Output;
