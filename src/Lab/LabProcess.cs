@@ -47,7 +47,7 @@ internal sealed class LabProcess : IDisposable
         }
     }
 
-    /// <summary>_starts a program.</summary>
+    /// <summary>Starts a program.</summary>
     /// <param name="onLine">Called with each line of output, if given.</param>
     /// <param name="environment">Variables to set.</param>
     /// <param name="command">The program and its arguments.</param>

@@ -1,3 +1,4 @@
+using System.Collections.Concurrent;
 using System.Diagnostics;
 using System.Globalization;
 using Tmds.Linux;
@@ -323,16 +324,11 @@ public class LabHostTests
     {
         await using LabHost lab = await LabHost.StartAsync();
         LabGuest a = await lab.AddGuestAsync("a");
-        List<string> lines = [];
-        LabProcess process = a.StartDaemon("sh", ["-c", "echo up $RUNTIME_DIRECTORY; while sleep 0.01; do :; done"], line =>
-        {
-            lock (lines)
-            {
-                lines.Add(line);
-            }
-        });
-        await WaitForAsync(() => process.Output.Contains("up", StringComparison.Ordinal));
+        ConcurrentQueue<string> lines = [];
+        LabProcess process = a.StartDaemon("sh", ["-c", "echo up $RUNTIME_DIRECTORY; while sleep 0.01; do :; done"], lines.Enqueue);
+        await WaitForAsync(() => !lines.IsEmpty);
         Assert.Equal([$"up {a.RuntimeDirectory}"], lines);
+        Assert.Equal($"up {a.RuntimeDirectory}\n", process.Output);
 
         process.Signal(LibC.SIGSTOP);
         await WaitForAsync(() => StateOf(process.Pid) == 'T');
