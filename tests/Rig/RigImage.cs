@@ -9,10 +9,10 @@ internal sealed class RigImage
 
     private readonly string _folder;
 
-    private RigImage()
+    private RigImage(string release)
     {
         RunQemu = Path.Combine(RepositoryRoot, "tests", "Rig", "run-qemu");
-        _folder = Path.Combine(RepositoryRoot, "artifacts", "rig");
+        _folder = Path.Combine(RepositoryRoot, "artifacts", "rig", release);
     }
 
     /// <summary>The top folder of the repository that this program was built in.</summary>
@@ -27,28 +27,29 @@ internal sealed class RigImage
 
     public string Dom0Files => Path.Combine(_folder, "dom0.cpio");
 
-    /// <summary>Finds the images, and makes them first when they are missing or out of date.</summary>
-    public static async Task<RigImage> GetAsync()
+    /// <summary>Finds the images of a release, and makes them first when they are missing or out of date.</summary>
+    public static async Task<RigImage> GetAsync(DebianRelease debian)
     {
+        string release = debian.ToString().ToLowerInvariant();
         await _buildOnce.WaitAsync();
         try
         {
-            await RunScriptAsync("tests", "Rig", "image", "build");
+            await RunScriptAsync(Path.Combine("tests", "Rig", "image", "build"), release);
         }
         finally
         {
             _buildOnce.Release();
         }
 
-        return new RigImage();
+        return new RigImage(release);
     }
 
     /// <summary>Runs a script of the repository that builds something.</summary>
     /// <returns>What it wrote to standard output.</returns>
-    internal static async Task<string> RunScriptAsync(params string[] path)
+    internal static async Task<string> RunScriptAsync(string path, params string[] arguments)
     {
-        string script = Path.Combine([RepositoryRoot, .. path]);
-        using Process build = Process.Start(new ProcessStartInfo(script) { RedirectStandardOutput = true, RedirectStandardError = true })
+        string script = Path.Combine(RepositoryRoot, path);
+        using Process build = Process.Start(new ProcessStartInfo(script, arguments) { RedirectStandardOutput = true, RedirectStandardError = true })
             ?? throw new InvalidOperationException($"{script} did not start.");
         string[] said = await Task.WhenAll(build.StandardOutput.ReadToEndAsync(), build.StandardError.ReadToEndAsync());
         await build.WaitForExitAsync();

@@ -40,7 +40,7 @@ public sealed class XenHost : IAsyncDisposable
     public static async Task<XenHost> StartAsync(XenHostOptions? options = null)
     {
         options ??= new XenHostOptions();
-        Qemu qemu = await Qemu.StartAsync(await RigImage.GetAsync(), options);
+        Qemu qemu = await Qemu.StartAsync(await RigImage.GetAsync(options.Release), options);
         XenHost host = new(qemu, options);
         try
         {
