@@ -18,7 +18,7 @@ internal static class Demonstration
     /// <returns>Exit code: 0 when everything that is told was seen to happen.</returns>
     public static async Task<int> RunAsync()
     {
-        Console.WriteLine("\nBooting Xen 4.17 with a Dom0 and two PVH guests in QEMU (software emulation, one CPU for all)...");
+        Console.WriteLine("\nBooting Xen 4.20 with a Dom0 and two PVH guests in QEMU (software emulation, one CPU for all)...");
         await using Pair pair = await Pair.StartAsync(GuestKind.Pvh);
         Measurement[] set = [.. Measurements.All.Where(m => _shown.Any(s => m.Name.StartsWith(s, StringComparison.Ordinal)))];
 
