@@ -33,6 +33,7 @@ internal sealed class Qemu : IAsyncDisposable
 
     private readonly string _scratch;
     private readonly Process _process;
+    private int _profiles;
 
     private Qemu(string scratch, Process process)
     {
@@ -103,6 +104,25 @@ internal sealed class Qemu : IAsyncDisposable
         return text;
     }
 
+    /// <summary>What the processors have executed since the last call, or since the start.</summary>
+    public async Task<IReadOnlyList<ProfiledBlock>> ProfileAsync()
+    {
+        string dump = $"{ProfilePath(_scratch)}.{++_profiles}";
+        string pid = await File.ReadAllTextAsync(Path.Combine(_scratch, "pid"));
+        using Process kill = Process.Start("kill", ["-USR2", pid.Trim()]);
+        await kill.WaitForExitAsync();
+        using CancellationTokenSource limit = new(TimeSpan.FromSeconds(30));
+        // It appears when it is whole.
+        while (!File.Exists(dump))
+        {
+            await Task.Delay(10, limit.Token);
+        }
+
+        List<ProfiledBlock> blocks = [.. File.ReadLines(dump).Select(ProfiledBlock.Parse)];
+        File.Delete(dump);
+        return blocks;
+    }
+
     public async ValueTask DisposeAsync()
     {
         Ports.ForEach(port => port.Dispose());
@@ -121,16 +141,16 @@ internal sealed class Qemu : IAsyncDisposable
             // Xen reboots after a crash; this makes QEMU end instead, which the ports show at once.
             "-no-reboot",
             "-machine", "pc", "-cpu", Processor, "-m", memory.ToString(CultureInfo.InvariantCulture),
-            // One processor: with two, and guests of both kinds, programs in PVH guests die of corrupted memory.
-            "-smp", "1", "-accel", "tcg,thread=single,tb-size=512",
+            "-smp", options.Processors.ToString(CultureInfo.InvariantCulture), "-accel", "tcg,thread=single,tb-size=512",
             .. Clock(options),
+            .. (options.Profile ? new[] { "-plugin", $"{RigImage.ProfilePlugin},out={ProfilePath(scratch)}" } : []),
             "-kernel", image.Hypervisor,
             "-append",
             // No XSAVE, so no AVX: under this emulation PVH guests now and then find wrong values in vector registers, or the kernel its
             // "Bad FPU state", while another boots. Eagerly: when Xen restores the registers lazily they find them without that, too.
             $"dom0_mem={options.Dom0MemoryMiB}M,max:{options.Dom0MemoryMiB}M dom0_max_vcpus={options.Dom0Vcpus} "
                 + $"console=com1 com1=115200,8n1 conring_size=1m spec-ctrl=off spec-ctrl=eager-fpu xsave=0 xpti=off bootscrub=0 {options.XenArguments}",
-            "-initrd", $"{image.Kernel} {KernelArguments},{image.Dom0Files}",
+            "-initrd", $"{image.Kernel} {KernelArguments} {options.Dom0KernelArguments},{image.Dom0Files}",
             "-serial", $"file:{Path.Combine(scratch, "console.log")}",
             "-device", $"virtio-serial-pci,max_ports={PortCount + 1}",
         ];
@@ -147,12 +167,16 @@ internal sealed class Qemu : IAsyncDisposable
     private static string[] Clock(XenHostOptions options) => options switch
     {
         { Timing: RigTiming.Functional } => [],
-        { Network: null } => ["-icount", "shift=0,align=off,sleep=off"],
+        { Network: null, Processors: 1 } => ["-icount", "shift=0,align=off,sleep=off"],
+        // All processors at once: 1000 instructions each in turn.
+        { Network: null } => ["-icount", "shift=0,align=off,sleep=off,lockstep=1000"],
         // Joined hosts wait for each other, and their clocks must not part meanwhile. Sleep: while all domains wait, the clock
         // goes on with ours. Shift 3: while they work, it is within some times of ours, too. With 0 a working host's
         // clock lags ten times and more behind that of the other, which waits for it.
         _ => ["-icount", "shift=3,align=off,sleep=on"],
     };
+
+    private static string ProfilePath(string scratch) => Path.Combine(scratch, "profile");
 
     private static string PortPath(string scratch, int index) => Path.Combine(scratch, $"port{index}");
 

@@ -7,25 +7,27 @@ internal sealed class RigImage
 {
     private static readonly SemaphoreSlim _buildOnce = new(1);
 
-    private readonly string _folder;
-
     private RigImage()
     {
         RunQemu = Path.Combine(RepositoryRoot, "tests", "Rig", "run-qemu");
-        _folder = Path.Combine(RepositoryRoot, "artifacts", "rig");
     }
 
     /// <summary>The top folder of the repository that this program was built in.</summary>
     public static string RepositoryRoot { get; } = FindRepository();
 
+    private static string Folder => Path.Combine(RepositoryRoot, "artifacts", "rig");
+
     /// <summary>The script that keeps QEMU.</summary>
     public string RunQemu { get; }
 
-    public string Hypervisor => Path.Combine(_folder, "xen");
+    /// <summary>QEMU's plugin that counts instructions; only the QEMU that the rig has built has it.</summary>
+    public static string ProfilePlugin => Path.Combine(Folder, "qemu", "profile.so");
 
-    public string Kernel => Path.Combine(_folder, "vmlinux");
+    public string Hypervisor => Path.Combine(Folder, "xen");
 
-    public string Dom0Files => Path.Combine(_folder, "dom0.cpio");
+    public string Kernel => Path.Combine(Folder, "vmlinux");
+
+    public string Dom0Files => Path.Combine(Folder, "dom0.cpio");
 
     /// <summary>Finds the images, and makes them first when they are missing or out of date.</summary>
     public static async Task<RigImage> GetAsync()

@@ -30,17 +30,38 @@ public sealed class XenHost : IAsyncDisposable
         qemu.Ports.ForEach(Release);
     }
 
+    /// <summary>
+    /// Whether hosts with several processors, and profiles, can be had here: whether the rig's own QEMU was built. Known once the images
+    /// are (<see cref="PrepareAsync"/>).
+    /// </summary>
+    public static bool HasOwnQemu => File.Exists(RigImage.ProfilePlugin);
+
     /// <summary>What this host was started with.</summary>
     public XenHostOptions Options { get; }
 
     /// <summary>Dom0's IPv4 address on <c>xenbr0</c>.</summary>
     public string Ipv4 => $"10.77.0.{Options.Number}";
 
+    /// <summary>Makes what hosts boot, if it is missing or out of date.</summary>
+    /// <returns><see cref="HasOwnQemu"/>.</returns>
+    public static async Task<bool> PrepareAsync()
+    {
+        await RigImage.GetAsync();
+        return HasOwnQemu;
+    }
+
     /// <summary>Boots a host and waits until Dom0 can create guests.</summary>
     public static async Task<XenHost> StartAsync(XenHostOptions? options = null)
     {
         options ??= new XenHostOptions();
-        Qemu qemu = await Qemu.StartAsync(await RigImage.GetAsync(), options);
+        RigImage image = await RigImage.GetAsync();
+        if ((options.Processors > 1 || options.Profile) && !HasOwnQemu)
+        {
+            throw new NotSupportedException(
+                "A host with several processors, and a profile, need the QEMU that the rig builds, which was not possible here: see what tests/Rig/qemu/build says.");
+        }
+
+        Qemu qemu = await Qemu.StartAsync(image, options);
         XenHost host = new(qemu, options);
         try
         {
@@ -113,6 +134,17 @@ public sealed class XenHost : IAsyncDisposable
     /// <summary>All domains with Dom0, and those that are dead but not yet freed, as <c>xl list</c> shows them.</summary>
     public async Task<IReadOnlyList<XenDomain>> DomainsAsync() =>
         XenDomain.Parse((await RunAsync("xl list")).Check().Output);
+
+    /// <summary>The processor time that each domain has used so far, in nanoseconds, by domid, as the hypervisor counts it.</summary>
+    public async Task<IReadOnlyDictionary<int, long>> ProcessorTimesAsync() => (await RunAsync("domain-times")).Check()
+        .Output.Split('\n', StringSplitOptions.RemoveEmptyEntries)
+        .Select(line => line.Split(' '))
+        .ToDictionary(fields => int.Parse(fields[0], CultureInfo.InvariantCulture), fields => long.Parse(fields[1], CultureInfo.InvariantCulture));
+
+    /// <summary>
+    /// What the processors of a host with <see cref="XenHostOptions.Profile"/> have executed since the last call, or since the start.
+    /// </summary>
+    public Task<IReadOnlyList<ProfiledBlock>> ProfileAsync() => _qemu.ProfileAsync();
 
     /// <summary>The end of what the hypervisor and Dom0's kernel said.</summary>
     public string LogTail() => _qemu.LogTail();

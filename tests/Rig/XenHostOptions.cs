@@ -27,14 +27,29 @@ public sealed record XenHostOptions
     /// <summary>Memory for all guests together. This machine gives only what is really used.</summary>
     public int GuestMemoryMiB { get; init; } = 6144;
 
+    /// <summary>
+    /// Processors of the host. More than one run at the same time, at an instruction a nanosecond each, and see each other's doings up to
+    /// a microsecond late. That needs the rig's own QEMU (<see cref="XenHost.HasOwnQemu"/>), and PVH guests alone.
+    /// </summary>
+    public int Processors { get; init; } = 1;
+
     /// <summary>Virtual processors of Dom0.</summary>
     public int Dom0Vcpus { get; init; } = 1;
+
+    /// <summary>More arguments for Dom0's kernel.</summary>
+    public string Dom0KernelArguments { get; init; } = "";
 
     /// <summary>More arguments for the hypervisor.</summary>
     public string XenArguments { get; init; } = "";
 
     /// <summary>How long Dom0 may take until it answers.</summary>
     public TimeSpan BootTimeout { get; init; } = TimeSpan.FromMinutes(5);
+
+    /// <summary>
+    /// Counts the instructions of the whole host by address from the start, for <see cref="XenHost.ProfileAsync"/>. That needs the rig's own QEMU, too, and
+    /// changes no time in the host.
+    /// </summary>
+    public bool Profile { get; init; }
 
     /// <summary>The wire to another host.</summary>
     internal HostNetwork? Network { get; init; }

@@ -9,6 +9,9 @@ namespace XenLoop.Rig;
 /// </summary>
 public sealed class XenLoopDaemon
 {
+    /// <summary>Where the published programs are.</summary>
+    public static string PublishFolder => Path.Combine(RigImage.RepositoryRoot, "artifacts", "publish");
+
     private const string LogFile = "/var/log/xenloopd.log";
     private const string Private = "/usr/lib/xenloop";
 
@@ -141,10 +144,9 @@ public sealed class XenLoopDaemon
 
     private static IEnumerable<(string Local, string Remote)> Programs()
     {
-        string published = Path.Combine(RigImage.RepositoryRoot, "artifacts", "publish");
         foreach ((string program, string folder) in new[] { ("xenloopd", "/usr/sbin"), ("xenloop", "/usr/bin") })
         {
-            string local = Path.Combine(published, program, program);
+            string local = Path.Combine(PublishFolder, program, program);
             if (!File.Exists(local))
             {
                 throw new FileNotFoundException($"{local} is missing. Publish the programs first: ./test publishes them.");

@@ -4,7 +4,7 @@ using System.Text;
 namespace XenLoop.Bench;
 
 /// <summary>Draws a rate over time, with its phases, as an SVG picture.</summary>
-internal static class Chart
+internal static class TimeChart
 {
     private const int Width = 960;
     private const int Height = 400;
@@ -73,7 +73,7 @@ internal static class Chart
     }
 
     /// <summary>The next number of 1, 2, 2.5, 5 times a power of ten.</summary>
-    private static double RoundUp(double number)
+    internal static double RoundUp(double number)
     {
         double power = Math.Pow(10, Math.Floor(Math.Log10(number)));
         return power * new[] { 1, 2, 2.5, 5, 10 }.First(step => step * power >= number);

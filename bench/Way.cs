@@ -1,0 +1,18 @@
+namespace XenLoop.Bench;
+
+/// <summary>How packets travel: a column of the tables.</summary>
+/// <param name="Name">As printed.</param>
+/// <param name="DaemonArguments">Of the guests' daemons; null when none runs.</param>
+internal sealed record Way(string Name, string? DaemonArguments)
+{
+    public static readonly Way Netfront = new("netfront", null);
+
+    /// <summary>Netfront first: with it no daemon has run yet.</summary>
+    public static readonly Way[] All =
+    [
+        Netfront,
+        new("adaptive", "--mode adaptive"),
+        new("event", "--mode event"),
+        new("poll", "--mode poll"),
+    ];
+}
