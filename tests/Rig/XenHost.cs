@@ -46,7 +46,7 @@ public sealed class XenHost : IAsyncDisposable
     /// <returns><see cref="HasOwnQemu"/>.</returns>
     public static async Task<bool> PrepareAsync()
     {
-        await RigImage.GetAsync();
+        await RigImage.GetAsync(new XenHostOptions().Release);
         return HasOwnQemu;
     }
 
@@ -54,7 +54,7 @@ public sealed class XenHost : IAsyncDisposable
     public static async Task<XenHost> StartAsync(XenHostOptions? options = null)
     {
         options ??= new XenHostOptions();
-        RigImage image = await RigImage.GetAsync();
+        RigImage image = await RigImage.GetAsync(options.Release);
         if ((options.Processors > 1 || options.Profile) && !HasOwnQemu)
         {
             throw new NotSupportedException(

@@ -15,9 +15,22 @@ public enum RigTiming
     Exact,
 }
 
+/// <summary>The release of Debian whose hypervisor, kernel and programs Dom0 and the guests run, whatever this machine runs.</summary>
+public enum DebianRelease
+{
+    /// <summary>Debian 13: Xen 4.20, Linux 6.12.</summary>
+    Trixie,
+
+    /// <summary>Debian 12: Xen 4.17, Linux 6.1.</summary>
+    Bookworm,
+}
+
 /// <summary>How to boot a <see cref="XenHost"/>.</summary>
 public sealed record XenHostOptions
 {
+    /// <summary>What it runs.</summary>
+    public DebianRelease Release { get; init; }
+
     /// <summary>What the host's clock means. Both take as long; with exact timing a busy machine breaks no time limit.</summary>
     public RigTiming Timing { get; init; } = RigTiming.Exact;
 
