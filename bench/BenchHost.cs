@@ -18,5 +18,10 @@ internal sealed record BenchHost(string Key, string Description, int Processors,
 
     public static readonly BenchHost[] All = [One, Four, Six];
 
-    public XenHostOptions Options => new() { Processors = Processors, Dom0Vcpus = Dom0Vcpus };
+    /// <summary>What Dom0 and guests run.</summary>
+    public DebianRelease Release { get; init; }
+
+    public int DebianVersion => Release == DebianRelease.Bookworm ? 12 : 13;
+
+    public XenHostOptions Options => new() { Release = Release, Processors = Processors, Dom0Vcpus = Dom0Vcpus };
 }

@@ -8,7 +8,7 @@ namespace XenLoop.Bench;
 internal sealed record Cell(double[] Figures, DomainTimes? Times)
 {
     /// <summary>The median; not a number when no run brought a figure.</summary>
-    public double Median => Figures.Length == 0 ? double.NaN : Figures[Figures.Length / 2];
+    public double Median => Figures.Length == 0 ? double.NaN : (Figures[(Figures.Length - 1) / 2] + Figures[Figures.Length / 2]) / 2;
 
     /// <summary>How far apart the runs are, relative to the median.</summary>
     public double Spread => Figures.Length == 0 ? 0 : (Figures[^1] - Figures[0]) / Median;
@@ -20,7 +20,9 @@ internal sealed record Table(BenchHost Host, GuestKind Kind, IReadOnlyList<(Meas
 /// <summary>One side-by-side run: the same two guests by netfront first, then with daemons in each of their modes.</summary>
 internal static class Compare
 {
-    public static async Task<Table> RunAsync(BenchHost host, GuestKind kind, Measurement[] set, Way[] ways, int repeats)
+    private const double Agreement = 0.01;
+
+    public static async Task<Table> RunAsync(BenchHost host, GuestKind kind, Measurement[] set, Way[] ways)
     {
         await using Pair pair = await Pair.StartAsync(kind, host.GuestVcpus, host.Options);
         Cell[][] cells = [.. set.Select(_ => new Cell[ways.Length])];
@@ -34,7 +36,7 @@ internal static class Compare
             DomainTimes overhead = await pair.OverheadAsync();
             for (int row = 0; row < set.Length; row++)
             {
-                cells[row][way] = await MeasureAsync(pair, set[row], overhead, repeats);
+                cells[row][way] = await MeasureAsync(pair, set[row], overhead);
                 Console.WriteLine($"{host.Key} {kind} {ways[way].Name} {set[row].Key}: {string.Join(' ', cells[row][way].Figures.Select(Report.Figure))} {set[row].Unit}");
             }
 
@@ -47,10 +49,13 @@ internal static class Compare
         return new Table(host, kind, [.. set.Zip(cells)], ways);
     }
 
-    private static async Task<Cell> MeasureAsync(Pair pair, Measurement measurement, DomainTimes overhead, int repeats)
+    /// <summary>
+    /// The median of three runs. When the first two agree that is known without a third: it lies between them, whatever the third brings.
+    /// </summary>
+    private static async Task<Cell> MeasureAsync(Pair pair, Measurement measurement, DomainTimes overhead)
     {
         List<(Outcome Outcome, DomainTimes Times)> runs = [];
-        for (int i = 0; i < repeats; i++)
+        for (int i = 0; i < 3 && !(runs.Count == 2 && Math.Abs((runs[0].Outcome.Figure / runs[1].Outcome.Figure) - 1) < Agreement); i++)
         {
             try
             {

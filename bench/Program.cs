@@ -9,6 +9,7 @@ Option<string[]> hosts = new("--host")
     DefaultValueFactory = _ => [.. BenchHost.All.Select(host => host.Key)],
 };
 Option<string> kind = new("--kind") { Description = "pvh or pv; pv on one processor only.", DefaultValueFactory = _ => "pvh" };
+Option<DebianRelease> release = new("--release") { Description = "What Dom0 and guests run.", DefaultValueFactory = _ => DebianRelease.Trixie };
 Option<string[]> waysBy = new("--way")
 {
     Description = $"Columns: {string.Join(", ", Way.All.Select(way => way.Name))}.",
@@ -21,7 +22,6 @@ Option<string[]> only = new("--only")
     AllowMultipleArgumentsPerToken = true,
     DefaultValueFactory = _ => [""],
 };
-Option<int> repeat = new("--repeat") { Description = "Runs of each; the tables have the median.", DefaultValueFactory = _ => 3 };
 Option<string?> save = new("--save") { Description = "Add the tables to this file with .md after its name and the figures to the one with .csv, and draw the charts beside them. With --migration: write .csv and .svg." };
 Option<bool> profile = new("--profile") { Description = "Print instead where the instructions of a ping and of 64 KiB go, by function; on the first host, by the last of the ways." };
 Option<string?> gate = new("--gate") { Description = "Compare instead the instructions of a ping and of 64 KiB with those that this file has; fails when they are over 5 % more." };
@@ -31,7 +31,7 @@ Option<bool> migration = new("--migration") { Description = "Draw instead how ma
 RootCommand root = new("""
     Measures netfront against XenLoop on real Xen: the same guests, the same programs, one run. The host is emulated;
     each of its processors executes an instruction a nanosecond, so figures are exact and repeatable.
-    """) { hosts, kind, waysBy, only, repeat, save, profile, gate, record, demo, migration };
+    """) { hosts, kind, release, waysBy, only, save, profile, gate, record, demo, migration };
 root.SetAction(async (parsed, cancel) =>
 {
     if (parsed.GetValue(demo))
@@ -44,13 +44,17 @@ root.SetAction(async (parsed, cancel) =>
         return await Migration.RunAsync(parsed.GetValue(save));
     }
 
+    BenchHost[] chosen =
+    [
+        .. parsed.GetValue(hosts)!.Select(key => (BenchHost.All.FirstOrDefault(host => host.Key == key) ?? throw new ArgumentException($"There is no host {key}."))
+            with { Release = parsed.GetValue(release) }),
+    ];
     if (parsed.GetValue(gate) is { } file)
     {
         return await Gate.RunAsync(file, parsed.GetValue(record));
     }
 
     Measurement[] set = [.. Measurements.All.Where(m => parsed.GetValue(only)!.Any(name => m.Key.StartsWith(name, StringComparison.Ordinal)))];
-    BenchHost[] chosen = [.. parsed.GetValue(hosts)!.Select(key => BenchHost.All.FirstOrDefault(host => host.Key == key) ?? throw new ArgumentException($"There is no host {key}."))];
     Way[] ways = [.. Way.All.Where(way => parsed.GetValue(waysBy)!.Contains(way.Name))];
     if (parsed.GetValue(profile))
     {
@@ -61,7 +65,7 @@ root.SetAction(async (parsed, cancel) =>
     // An emulated host keeps one of our processors busy.
     Table[] tables = new Table[chosen.Length];
     await Parallel.ForAsync(0, chosen.Length, new ParallelOptions { MaxDegreeOfParallelism = Environment.ProcessorCount, CancellationToken = cancel }, async (i, _) =>
-        tables[i] = await Compare.RunAsync(chosen[i], parsed.GetValue(kind) == "pv" ? GuestKind.Pv : GuestKind.Pvh, set, ways, parsed.GetValue(repeat)));
+        tables[i] = await Compare.RunAsync(chosen[i], parsed.GetValue(kind) == "pv" ? GuestKind.Pv : GuestKind.Pvh, set, ways));
     foreach (Table table in tables)
     {
         Console.WriteLine(Report.Markdown(table));

@@ -9,7 +9,7 @@ internal static class Report
     /// <summary>How far apart runs may be before the table says so.</summary>
     private const double Steady = 0.03;
 
-    private const string CsvHead = "date,host,guests,measurement,unit,way,median,least,most,work_unit,dom0_ns,client_ns,server_ns";
+    private const string CsvHead = "date,release,host,guests,measurement,unit,way,median,least,most,work_unit,dom0_ns,client_ns,server_ns";
 
     public static string Figure(double figure) => figure switch
     {
@@ -25,7 +25,7 @@ internal static class Report
         StringBuilder text = new();
         string ways = string.Concat(table.Ways.Select(way => $" {way.Name} |"));
         string rule = string.Concat(table.Ways.Select(_ => "---|"));
-        text.AppendLine(CultureInfo.InvariantCulture, $"\n### {table.Kind.ToString().ToUpperInvariant()} guests; {table.Host.Description}\n");
+        text.AppendLine(CultureInfo.InvariantCulture, $"\n### {table.Kind.ToString().ToUpperInvariant()} guests on Debian {table.Host.DebianVersion}; {table.Host.Description}\n");
         text.AppendLine(CultureInfo.InvariantCulture, $"| |{ways}\n|---|{rule}");
         foreach ((Measurement measurement, Cell[] cells) in table.Rows)
         {
@@ -78,7 +78,7 @@ internal static class Report
         from row in table.Rows
         from cell in row.Cells.Zip(table.Ways, (cell, way) => (Cell: cell, Way: way))
         select string.Create(CultureInfo.InvariantCulture,
-            $"{date:yyyy-MM-dd},{table.Host.Key},{table.Kind},{row.Measurement.Key},{row.Measurement.Unit},{cell.Way.Name},{Bare(cell.Cell.Median)},{Bare(cell.Cell.Figures.FirstOrDefault(double.NaN))},{Bare(cell.Cell.Figures.LastOrDefault(double.NaN))},{row.Measurement.WorkUnit},{Bare(cell.Cell.Times?.Dom0)},{Bare(cell.Cell.Times?.Client)},{Bare(cell.Cell.Times?.Server)}");
+            $"{date:yyyy-MM-dd},{table.Host.DebianVersion},{table.Host.Key},{table.Kind},{row.Measurement.Key},{row.Measurement.Unit},{cell.Way.Name},{Bare(cell.Cell.Median)},{Bare(cell.Cell.Figures.FirstOrDefault(double.NaN))},{Bare(cell.Cell.Figures.LastOrDefault(double.NaN))},{row.Measurement.WorkUnit},{Bare(cell.Cell.Times?.Dom0)},{Bare(cell.Cell.Times?.Client)},{Bare(cell.Cell.Times?.Server)}");
 
     private static string WithRatio(Measurement measurement, Cell cell, Cell first)
     {
