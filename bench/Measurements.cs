@@ -64,10 +64,10 @@ internal static partial class Measurements
         new("ping", "ping, round trip", "us", RoundTrip, "ping -q -A -c 300 SERVER", o => new(1000 * Number(PingSummary(), o), 300)),
         Sockperf("tcp_rr", "sockperf TCP, one way p50", "--tcp -p 11111"),
         Sockperf("udp_rr", "sockperf UDP, one way p50", "-p 11112"),
-        Tcp(64, 1, 1), Tcp(1024, 1, 12), Tcp(8192, 1, 64), Tcp(65536, 1, 96),
-        Tcp(1024, 4, 12), Tcp(65536, 4, 96),
+        Tcp(64, 1, 1), Tcp(1024, 1, 12), Tcp(8192, 1, 64), Tcp(65536, 1, 256),
+        Tcp(1024, 4, 12), Tcp(65536, 4, 256),
         new("udp_lossless", "UDP 1400 B, highest rate with < 0.1 % lost", "Mb/s", "", HighestRate, o => new(double.Parse(o, CultureInfo.InvariantCulture), 0)),
-        Udp("udp_unpaced", "UDP 1400 B unpaced, received", "Mb/s", 1e6, 1400, 10),
+        Udp("udp_unpaced", "UDP 1400 B unpaced, received", "Mb/s", 1e6, 1400, 32),
         new("redis_1", "redis GET, 1 client", "requests/s", Request, "redis-benchmark -h SERVER -c 1 -n 1000 -t get --csv", o => Redis(o, 1000)),
         new("redis_50", "redis GET, 50 clients", "requests/s", Request, "redis-benchmark -h SERVER -c 50 -n 4000 -t get --csv", o => Redis(o, 4000)),
         Nginx("nginx_small", "nginx, 100 B, 16 connections", "small"),
@@ -113,7 +113,7 @@ internal static partial class Measurements
         });
 
     private static Measurement Nginx(string key, string name, string file) => new(key, name, "requests/s", Request,
-        $"timeout --preserve-status -s INT 0.3 wrk -t 1 -c 16 -d 9s http://SERVER/{file}", o => new(Number(WrkRate(), o), Number(WrkRequests(), o)));
+        $"timeout --preserve-status -s INT 0.3 wrk -t 1 -c 16 -d 9s http://SERVER:80/{file}", o => new(Number(WrkRate(), o), Number(WrkRequests(), o)));
 
     /// <summary>A line of names, then "GET","requests per second",...</summary>
     private static Outcome Redis(string output, int requests) => new(Number(RedisRate(), output), requests);

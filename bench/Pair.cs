@@ -30,6 +30,8 @@ internal sealed class Pair : IAsyncDisposable
             XenGuest client = await host.CreateGuestAsync(guest);
             XenGuest server = await host.CreateGuestAsync(guest with { Name = "server" });
             (await server.RunAsync(Measurements.StartServers)).Check();
+            // What booting leaves to do is done, and the two know each other's addresses.
+            (await client.RunAsync($"sleep 10; ping -q -A -c 100 {server.Ipv4}")).Check();
             return new Pair(host, client, server, await XenLoopDaemon.InstallAsync(host), await XenLoopDaemon.InstallAsync(client), await XenLoopDaemon.InstallAsync(server));
         }
         catch
