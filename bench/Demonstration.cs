@@ -19,7 +19,7 @@ internal static class Demonstration
     public static async Task<int> RunAsync()
     {
         BenchHost host = await XenHost.PrepareAsync() ? BenchHost.Four : BenchHost.One;
-        Console.WriteLine($"\nBooting Xen with a Dom0 and two PVH guests in QEMU (software emulation; {host.Description})...");
+        Console.WriteLine($"\nBooting Xen 4.20 with a Dom0 and two PVH guests in QEMU (software emulation; {host.Description})...");
         await using Pair pair = await Pair.StartAsync(GuestKind.Pvh, host.GuestVcpus, host.Options);
         Measurement[] set = [.. Measurements.All.Where(m => _shown.Contains(m.Key))];
 

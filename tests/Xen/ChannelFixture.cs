@@ -19,12 +19,20 @@ public sealed class SuspendHost : ICollectionFixture<ChannelFixture>
 }
 
 /// <summary>A host with two guests of either kind, the daemon in Dom0 and in each.</summary>
-public sealed class ChannelFixture : IAsyncLifetime
+public class ChannelFixture : IAsyncLifetime
 {
     /// <summary>What to run before a suspend that is to go on as if Dom0 had no xenloop.</summary>
     public const string Unprepared = "export LIBXL_SAVE_HELPER=$(echo /usr/lib/xen-*/bin/libxl-save-helper.real)";
 
+    private readonly DebianRelease _release;
     private readonly Dictionary<string, Node> _guests = [];
+
+    public ChannelFixture()
+        : this(DebianRelease.Trixie)
+    {
+    }
+
+    private protected ChannelFixture(DebianRelease release) => _release = release;
 
     public XenHost Host { get; private set; } = null!;
 
@@ -34,7 +42,7 @@ public sealed class ChannelFixture : IAsyncLifetime
 
     public async Task InitializeAsync()
     {
-        Host = await XenHost.StartAsync();
+        Host = await XenHost.StartAsync(new XenHostOptions { Release = _release });
         Dom0 = await XenLoopDaemon.InstallAsync(Host);
         await Dom0.StartAsync();
         // One after the other: side by side they boot no sooner on two processors.

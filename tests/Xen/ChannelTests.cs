@@ -7,12 +7,21 @@ namespace XenLoop.Tests.Xen;
 
 /// <summary>What unmodified programs see while the daemons move their packets, and what they see when daemons come and go.</summary>
 [Collection(ChannelHost.Name)]
-public sealed partial class ChannelTests(ChannelFixture xen)
+public partial class ChannelTests(ChannelFixture xen)
 {
     /// <summary>Each kind of guest on either side of a channel.</summary>
     public static readonly TheoryData<string, string> Pairs = new() { { "pvh1", "pvh2" }, { "pv1", "pv2" } };
 
     public static readonly TheoryData<string, string> AllPairs = new() { { "pvh1", "pvh2" }, { "pv1", "pv2" }, { "pvh1", "pv1" } };
+
+    [Theory, MemberData(nameof(Pairs))]
+    public async Task The_divert_and_the_offloads_are_the_best_that_the_kernel_has(string a, string b)
+    {
+        (Node from, Node to) = await UpAsync(a, b);
+        string divert = (await from.Daemon.StatusAsync()).GetProperty("vifs")[0].GetProperty("divert").GetString()!;
+        string uso = (await from.RunAsync($"ethtool -k xl{to.Domid}.0 | sed -n 's/^tx-udp-segmentation: //p'")).Check().Output;
+        Assert.Equal(xen.Host.Options.Release == DebianRelease.Bookworm ? ("clsbpf", "off [fixed]\n") : ("tcx", "on\n"), (divert, uso));
+    }
 
     [Theory, MemberData(nameof(AllPairs))]
     public async Task Pings_of_every_size_pass_through_the_channel(string a, string b)

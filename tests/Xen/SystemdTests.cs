@@ -5,7 +5,7 @@ namespace XenLoop.Tests.Xen;
 
 /// <summary>The deb in a guest whose first process is systemd: what an administrator does, and what systemd does.</summary>
 [Collection(SuspendHost.Name)]
-public sealed class SystemdTests(ChannelFixture xen)
+public class SystemdTests(ChannelFixture xen)
 {
     [Fact]
     public async Task What_an_unprepared_suspend_leaves_outlives_the_service_and_the_package()

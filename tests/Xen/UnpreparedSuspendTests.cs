@@ -9,7 +9,7 @@ namespace XenLoop.Tests.Xen;
 /// image is broken, which is why the save helper refuses to make it.)
 /// </summary>
 [Collection(SuspendHost.Name)]
-public sealed class UnpreparedSuspendTests(ChannelFixture xen)
+public class UnpreparedSuspendTests(ChannelFixture xen)
 {
     [Theory]
     [InlineData("pvh1", "pvh2", "listener")]

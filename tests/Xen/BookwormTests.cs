@@ -1,0 +1,32 @@
+using Xunit;
+
+namespace XenLoop.Tests.Xen;
+
+// All tests run on Debian 13. These run again on a host of Debian 12, where cls_bpf diverts and not TCX, and the kernel, xl and systemd
+// suspend guests and end daemons in their own ways. One host for all: nobody waits for it, for the others' hosts take longer.
+
+/// <summary>A host of Debian 12, for the classes below.</summary>
+[CollectionDefinition(Name)]
+public sealed class BookwormHost : ICollectionFixture<BookwormFixture>
+{
+    public const string Name = "Bookworm";
+}
+
+/// <summary>As <see cref="ChannelFixture"/>, on Debian 12.</summary>
+public sealed class BookwormFixture() : ChannelFixture(XenLoop.Rig.DebianRelease.Bookworm);
+
+/// <inheritdoc/>
+[Collection(BookwormHost.Name)]
+public sealed class BookwormChannelTests(BookwormFixture xen) : ChannelTests(xen);
+
+/// <inheritdoc/>
+[Collection(BookwormHost.Name)]
+public sealed class BookwormSuspendTests(BookwormFixture xen) : SuspendTests(xen);
+
+/// <inheritdoc/>
+[Collection(BookwormHost.Name)]
+public sealed class BookwormUnpreparedSuspendTests(BookwormFixture xen) : UnpreparedSuspendTests(xen);
+
+/// <inheritdoc/>
+[Collection(BookwormHost.Name)]
+public sealed class BookwormSystemdTests(BookwormFixture xen) : SystemdTests(xen);
