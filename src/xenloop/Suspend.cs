@@ -2,10 +2,10 @@ using System.Diagnostics;
 using System.Globalization;
 using System.Net.Sockets;
 using System.Text.Json;
-using XenLoop.Control;
 using XenLoop.Dom0;
 using XenLoop.Guest;
 using XenLoop.Interop.Xen;
+using XenLoop.Service;
 
 namespace XenLoop.Command;
 

@@ -25,7 +25,7 @@ internal sealed class DaemonLab : IAsyncDisposable
 
     private DaemonLab(LabHost host) => Host = host;
 
-    public static string Daemon => Published("xenloopd");
+    public static string Daemon => Published("xenloopd-lab");
 
     public static string Command => Published("xenloop");
 
