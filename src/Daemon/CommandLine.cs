@@ -124,10 +124,10 @@ internal static class CommandLine
     {
         Configuration configuration = Load(file);
         using IHypervisor hypervisor = open();
-        using ControlLoop loop = new(configuration, () => Load(file), mode.ToString().ToLowerInvariant());
+        using ControlLoop loop = new(configuration, () => Load(file), mode.ToString().ToLowerInvariant(), TimeProvider.System);
         using IRole role = hypervisor.IsControlDomain
-            ? new Dom0Role(hypervisor, configuration)
-            : new GuestRole(hypervisor, configuration, mode, ringBytes, loop.Faults);
+            ? new Dom0Role(hypervisor, configuration, TimeProvider.System)
+            : new GuestRole(hypervisor, configuration, mode, ringBytes, loop.Faults, TimeProvider.System);
         loop.Run(role);
     }
 

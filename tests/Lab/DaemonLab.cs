@@ -4,8 +4,8 @@ using System.Net.Sockets;
 using System.Text;
 using System.Text.Json;
 using Tmds.Linux;
-using XenLoop.Guest;
 using XenLoop.Lab;
+using XenLoop.Protocol;
 using Xunit;
 
 namespace XenLoop.Tests.Lab;
@@ -161,7 +161,7 @@ internal sealed class DaemonLab : IAsyncDisposable
         && State(b, a) == "running";
 
     /// <summary>What a guest says of its side of the channel.</summary>
-    public ChannelState? Said(LabGuest guest, LabGuest peer) => ChannelState.Parse(XenStore.Read(ChannelNode(guest, peer)));
+    public ChannelMessage? Said(LabGuest guest, LabGuest peer) => ChannelMessage.Parse(XenStore.Read(ChannelNode(guest, peer)));
 
     /// <summary>The session that a guest is in or was in last.</summary>
     public ulong? Session(LabGuest guest, LabGuest peer) => Said(guest, peer)?.Session;

@@ -9,7 +9,7 @@ using XenLoop.Ring;
 
 namespace XenLoop.DataPath;
 
-/// <summary>What passed, in packets and bytes of frame. Written by the data loop, read by anyone.</summary>
+/// <summary>What passed, in packets and bytes of frame.</summary>
 internal struct PathCounters
 {
     public ulong SentPackets;
@@ -23,6 +23,11 @@ internal struct PathCounters
     /// <summary>Times the peer was found not to empty the ring.</summary>
     public ulong Stalls;
 }
+
+/// <summary>What other threads see of a path.</summary>
+/// <param name="Counters">Each whole, though not all of the same instant.</param>
+/// <param name="Stalled">The peer does not empty its ring: traffic goes by netfront until it has.</param>
+internal readonly record struct PathSnapshot(PathCounters Counters, bool Stalled);
 
 /// <summary>
 /// The data path of one channel: read(2) from the TAP straight into the send ring, write(2) to the TAP straight from
@@ -74,8 +79,8 @@ internal sealed unsafe class ChannelPath
     private ulong _progressAtEvent;
     private int _idleEvents;
     private long _idleEventsSince = Stopwatch.GetTimestamp();
-
-    public PathCounters Counters;
+    private PathCounters _counters;
+    private Exception? _fault;
 
     /// <summary>Bytes that the last pump took from the ring.</summary>
     public uint LastBurstBytes { get; private set; }
@@ -97,21 +102,33 @@ internal sealed unsafe class ChannelPath
 
     public int TapDescriptor { get; }
 
-    /// <summary>Why the data loop stopped serving this channel; null while it does.</summary>
-    public Exception? Fault { get; private set; }
+    /// <summary>Why the data loop stopped serving this channel; null while it does. For any thread.</summary>
+    public Exception? Fault => Volatile.Read(ref _fault);
 
     /// <summary>Stops diverting to this channel at once; the control plane closes it when it gets to it.</summary>
     public void GiveUp(Exception reason)
     {
         _stalled = true;
         _stamp.Block();
-        Fault = reason;
+        Volatile.Write(ref _fault, reason);
     }
 
     /// <summary>The peer's daemon died: the kernel cleared its liveness byte. A hint; the answer is to close.</summary>
     public bool PeerDied => Volatile.Read(ref *_peerAlive) == 0;
 
-    public bool Stalled => _stalled;
+    /// <summary>For any thread. The data thread, the one writer, pays nothing for it: it writes whole words, and they are read so.</summary>
+    public PathSnapshot Snapshot() => new(
+        new PathCounters
+        {
+            SentPackets = Volatile.Read(ref _counters.SentPackets),
+            SentBytes = Volatile.Read(ref _counters.SentBytes),
+            ReceivedPackets = Volatile.Read(ref _counters.ReceivedPackets),
+            ReceivedBytes = Volatile.Read(ref _counters.ReceivedBytes),
+            ReceiveErrors = Volatile.Read(ref _counters.ReceiveErrors),
+            Notifications = Volatile.Read(ref _counters.Notifications),
+            Stalls = Volatile.Read(ref _counters.Stalls),
+        },
+        Volatile.Read(ref _stalled));
 
     /// <summary>Epoll reported the TAP readable.</summary>
     public void TapReadable() => _tapReady = true;
@@ -123,7 +140,7 @@ internal sealed unsafe class ChannelPath
         // Behind an honest event there is a record or space, though it may have been found before the event came. With a
         // full ring as well: a peer that takes nothing has no reason to wake us.
         _ = _transmit.HasOutstanding();
-        ulong progress = Counters.ReceivedPackets + Counters.ReceiveErrors + _transmit.Consumed;
+        ulong progress = _counters.ReceivedPackets + _counters.ReceiveErrors + _transmit.Consumed;
         if (_receive.HasData() || progress != _progressAtEvent)
         {
             _progressAtEvent = progress;
@@ -161,15 +178,13 @@ internal sealed unsafe class ChannelPath
         return false;
     }
 
-    /// <summary>Looks for work without a system call: the stamp tells that a packet was diverted to the TAP.</summary>
-    public bool HasWork()
+    /// <summary>Looks without a system call: the stamp tells that a packet was diverted to the TAP. The next <see cref="Pump"/> takes it.</summary>
+    public void Glance()
     {
         if (_stamp.Value != 0)
         {
             _tapReady = true;
         }
-
-        return (_tapReady && !_full) || _receive.HasData();
     }
 
     /// <summary>Asks the peer for the events needed to sleep. False: there is work, do not sleep.</summary>
@@ -221,7 +236,7 @@ internal sealed unsafe class ChannelPath
         {
             _stalled = true;
             _stamp.Block();
-            Counters.Stalls++;
+            _counters.Stalls++;
             // Bounded once more: the next turn asks for the event that wakes us when the peer has taken everything.
             return true;
         }
@@ -302,8 +317,8 @@ internal sealed unsafe class ChannelPath
 
             _transmit.Commit((uint)length);
             bytes += (uint)length;
-            Counters.SentPackets++;
-            Counters.SentBytes += (ulong)length - VnetHeaderBytes;
+            _counters.SentPackets++;
+            _counters.SentBytes += (ulong)length - VnetHeaderBytes;
         }
 
         // Drained, or at least moving: the divert may go on. With no room left it may not: packets would wait for nobody.
@@ -359,12 +374,12 @@ internal sealed unsafe class ChannelPath
                 if (VectorIo.writev(TapDescriptor, vectors, count) < 0)
                 {
                     // The local stack's refusal (no memory, interface down, a header it does not like) loses this frame only.
-                    Counters.ReceiveErrors++;
+                    _counters.ReceiveErrors++;
                 }
                 else
                 {
-                    Counters.ReceivedPackets++;
-                    Counters.ReceivedBytes += length - VnetHeaderBytes;
+                    _counters.ReceivedPackets++;
+                    _counters.ReceivedBytes += length - VnetHeaderBytes;
                 }
             }
 
@@ -393,7 +408,7 @@ internal sealed unsafe class ChannelPath
         if (_owesEvent)
         {
             _owesEvent = false;
-            Counters.Notifications++;
+            _counters.Notifications++;
             Events.Notify();
         }
     }

@@ -145,7 +145,7 @@ internal sealed unsafe class DataLoop : IDisposable
                 foreach (ChannelPath path in _paths)
                 {
                     _current = path;
-                    path.HasWork();
+                    path.Glance();
                 }
 
                 if (++turns % TurnsPerGlance == 0)

@@ -1,4 +1,5 @@
 using XenLoop.Interop.Xen;
+using XenLoop.Protocol;
 
 namespace XenLoop.Dom0;
 
@@ -12,10 +13,10 @@ internal static class Forget
     public static void Run(XenStore xenStore)
     {
         // Guests see their introductions go, close their channels in good order, and are back on netfront.
-        foreach (ushort domid in Dom0Role.ListGuests(xenStore))
+        foreach (ushort domid in GuestDirectory.List(xenStore))
         {
-            xenStore.Remove($"/local/domain/{domid}/xenloop");
-            Dom0Role.RemoveGhost(xenStore, domid);
+            xenStore.Remove(StorePaths.Introductions(domid));
+            GuestDirectory.RemoveGhost(xenStore, domid);
         }
     }
 }

@@ -1,20 +1,21 @@
-using XenLoop.Guest;
 using XenLoop.Interop.Linux;
+using XenLoop.Protocol;
 using XenLoop.Settings;
 
 namespace XenLoop.Dom0;
 
 /// <summary>A guest as Dom0 knows it.</summary>
-internal sealed class GuestRecord(ushort domid)
+internal sealed class GuestRecord(ushort domid, TimeSpan now)
 {
+    // Different names of nodes that one guest can make us remember; beyond that all its nodes are read.
+    private const int MaxUnread = 256;
+
     public ushort Domid { get; } = domid;
 
-    public string Home { get; } = $"/local/domain/{domid}";
-
-    /// <summary>Below the guest's home, where it cannot write.</summary>
-    public string Introductions { get; } = $"/local/domain/{domid}/xenloop";
-
     public GuestIdentity Identity { get; set; }
+
+    /// <summary>Whom Dom0 cannot name it does not introduce: a denial might miss the guest.</summary>
+    public bool IsNamed => Identity is { Name.Length: > 0, Uuid.Length: > 0 };
 
     /// <summary>Null while the guest has no daemon, or one that says nothing sensible.</summary>
     public Offer? Offer { get; set; }
@@ -31,7 +32,7 @@ internal sealed class GuestRecord(ushort domid)
     public Dictionary<ChannelKey, ulong> Calls { get; } = [];
 
     /// <summary>Null while the guest may have channels.</summary>
-    public Quiesce? Quiesce { get; set; }
+    public QuiesceRequest? Quiesce { get; set; }
 
     /// <summary>What stands in XenStore: the MAC addresses of its vifs.</summary>
     public Dictionary<int, MacAddress> PublishedVifs { get; } = [];
@@ -43,5 +44,20 @@ internal sealed class GuestRecord(ushort domid)
     public HashSet<string> Unread { get; } = [];
 
     /// <summary>How much work the guest may cause.</summary>
-    public WorkBudget Budget { get; } = new();
+    public WorkBudget Budget { get; } = new(now);
+
+    /// <summary>A node of the guest's own has changed: to be read when its budget allows.</summary>
+    public void Remember(string path)
+    {
+        string area = StorePaths.Area(Domid);
+        if (Unread.Count >= MaxUnread)
+        {
+            Unread.Clear();
+            Unread.Add("");
+        }
+        else if (!Unread.Contains(""))
+        {
+            Unread.Add(path.Length > area.Length ? path[(area.Length + 1)..] : "");
+        }
+    }
 }

@@ -1,7 +1,7 @@
 using System.Globalization;
-using XenLoop.Guest;
 using XenLoop.Interop.Linux;
 using XenLoop.Interop.Xen;
+using XenLoop.Protocol;
 
 namespace XenLoop.Dom0;
 
@@ -42,10 +42,10 @@ internal readonly record struct VifRecord(int Vif, MacAddress Mac, ushort Backen
     {
         SortedDictionary<int, VifRecord> vifs = [];
         // libxl's private area names the backend of each vif; XAPI has all of them in Dom0.
-        foreach (string name in xenStore.List(Libxl(domid)))
+        foreach (string name in xenStore.List(StorePaths.LibxlVifs(domid)))
         {
             if (ChannelKey.ParseVif(name) is { } vif
-                && ParseBackend(xenStore.Read($"{Libxl(domid)}/{name}/backend"), domid, vif) is { } backend)
+                && ParseBackend(xenStore.Read($"{StorePaths.LibxlVifs(domid)}/{name}/backend"), domid, vif) is { } backend)
             {
                 if (backend != 0)
                 {
@@ -56,7 +56,7 @@ internal readonly record struct VifRecord(int Vif, MacAddress Mac, ushort Backen
             }
         }
 
-        foreach (string name in xenStore.List(BackendArea(0, domid)))
+        foreach (string name in xenStore.List(StorePaths.BackendVifs(0, domid)))
         {
             if (ChannelKey.ParseVif(name) is { } vif && !vifs.ContainsKey(vif))
             {
@@ -68,13 +68,13 @@ internal readonly record struct VifRecord(int Vif, MacAddress Mac, ushort Backen
 
         void Add(int vif, ushort backend)
         {
-            string area = $"{BackendArea(backend, domid)}/{vif}";
+            string area = $"{StorePaths.BackendVifs(backend, domid)}/{vif}";
             if (!MacAddress.TryParse(xenStore.Read($"{area}/mac") ?? "", out MacAddress mac))
             {
                 return;
             }
 
-            string? bridge = xenStore.Read($"{area}/bridge") ?? xenStore.Read($"/xapi/{uuid}/private/vif/{vif}/bridge");
+            string? bridge = xenStore.Read($"{area}/bridge") ?? xenStore.Read(StorePaths.XapiBridge(uuid, vif));
             if (bridge is { Length: > 0 } && xenStore.Read($"{area}/vlan") is { Length: > 0 } vlan)
             {
                 bridge = $"{bridge}.{vlan}";
@@ -85,19 +85,13 @@ internal readonly record struct VifRecord(int Vif, MacAddress Mac, ushort Backen
         }
     }
 
-    /// <summary>Where libxl keeps for itself what it knows of a guest's vifs.</summary>
-    public static string Libxl(ushort domid) => $"/libxl/{domid}/device/vif";
-
-    /// <summary>Where a backend domain and the toolstack talk about a guest's vifs.</summary>
-    public static string BackendArea(ushort backend, ushort domid) => $"/local/domain/{backend}/backend/vif/{domid}";
-
     /// <summary>The domain in <c>/local/domain/B/backend/vif/D/V</c>.</summary>
     private static ushort? ParseBackend(string? path, ushort domid, int vif)
     {
         string[] names = path?.Split('/') ?? [];
         return names.Length > 3
             && ushort.TryParse(names[3], NumberStyles.None, CultureInfo.InvariantCulture, out ushort backend)
-            && path == $"{BackendArea(backend, domid)}/{vif}"
+            && path == $"{StorePaths.BackendVifs(backend, domid)}/{vif}"
             ? backend
             : null;
     }

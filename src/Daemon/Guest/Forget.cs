@@ -1,4 +1,5 @@
 using XenLoop.Interop.Xen;
+using XenLoop.Protocol;
 
 namespace XenLoop.Guest;
 
@@ -8,5 +9,5 @@ internal static class Forget
     /// <exception cref="Interop.NativeException">XenStore cannot be reached.</exception>
     public static void Run(XenStore xenStore) =>
         // Peers see it go, and close their side.
-        xenStore.Remove(Offer.Directory);
+        xenStore.Remove(StorePaths.OwnArea);
 }

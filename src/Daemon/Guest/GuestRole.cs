@@ -2,15 +2,36 @@ using System.Globalization;
 using System.Text.Json;
 using XenLoop.DataPath;
 using XenLoop.Divert;
+using XenLoop.Guest.Channels;
 using XenLoop.Hypervisor;
 using XenLoop.Interop;
 using XenLoop.Interop.Linux;
 using XenLoop.Interop.Xen;
 using XenLoop.Loop;
+using XenLoop.Protocol;
 using XenLoop.Service;
 using XenLoop.Settings;
 
 namespace XenLoop.Guest;
+
+/// <summary>How a guest stands to channels.</summary>
+internal enum Standing
+{
+    /// <summary>Its configuration says that it takes no part.</summary>
+    Apart,
+
+    /// <summary>It offers itself, and may have channels.</summary>
+    Offering,
+
+    /// <summary>It is about to be suspended: it closes its channels, and opens none.</summary>
+    Quiescing,
+
+    /// <summary>It has no channel any more, and has said so.</summary>
+    Quiesced,
+
+    /// <summary>The daemon ends.</summary>
+    Stopping,
+}
 
 /// <summary>
 /// The daemon in a guest: offers itself, follows Dom0's introductions, counts what goes to each peer introduced, and
@@ -18,72 +39,57 @@ namespace XenLoop.Guest;
 /// </summary>
 internal sealed class GuestRole : IRole
 {
-    private const string IntroductionsNode = "xenloop";
-    private const string IntroductionsToken = "introductions";
-
-    // Nobody ever writes this node. A watch fires when it is set, and after that at each end of a suspend, save a cancelled one:
-    // the kernel sets all watches again then.
-    private const string DomidNode = "domid";
-    private const string ResumedToken = "resumed";
-
-    // What cannot be attached to (a kernel without BPF, say) is tried again when something changes, and after this at first.
-    private const long FirstPortRetryMilliseconds = 1000;
-    private const long LastPortRetryMilliseconds = 300_000;
-
     // Longer than a channel's own deadlines (docs/protocol.md): drain, then close.
-    private const int ShutdownMilliseconds = 2500;
-
-    // A channel in use makes room for a peer with so many times its traffic.
-    private const double RivalFactor = 2;
+    private static readonly TimeSpan _shutdownTime = TimeSpan.FromMilliseconds(2500);
 
     private const int DemandQueueBytes = 4096;
 
-    private readonly IHypervisor _hypervisor;
+    private readonly TimeProvider _clock;
     private readonly XenStore _xenStore;
-    private readonly RtNetlink _rtnetlink = new();
+    private readonly WatchSet _watches;
     private readonly LinkMonitor _links = new();
     private readonly BpfRingBuffer _demands;
     private readonly DataLoop _loop;
     private readonly ChannelContext _context;
+    private readonly Introductions _introductions;
+    private readonly Vifs _vifs;
+    private readonly ChannelTable _channels;
 
-    // As introduced by Dom0.
-    private readonly Dictionary<int, MacAddress> _vifs = [];
-    private readonly Dictionary<ChannelKey, Introduction> _peers = [];
+    // Peers that call, or whose vif has come, since the last turn.
+    private readonly HashSet<ChannelKey> _calls = [];
 
-    // As it is.
-    private readonly Dictionary<int, VifPort> _ports = [];
-    private readonly Dictionary<ChannelKey, Channel> _channels = [];
-
-    private GuestSettings _settings;
-    private long _memoryLimit;
-    private long _portsDue = long.MaxValue;
-    private long _portRetry = FirstPortRetryMilliseconds;
-    private string? _quiesce;
-    private bool _quiesced;
-    private bool _watchesResumes;
+    private GuestSettings _settings = new() { Enabled = false };
+    private string? _quiesced;
     private bool _stopping;
-    private bool _crowded;
-    private string _lastComplaint = "";
+    private int _domidFired;
 
     /// <param name="hypervisor">Stays open until after <see cref="Dispose"/>.</param>
     /// <param name="configuration">Of this guest.</param>
     /// <param name="mode">What the data loop does when idle.</param>
     /// <param name="ringBytes">Bytes of each ring of the channels this guest listens on.</param>
     /// <param name="faults">Signalled when the data loop gave a channel up: a turn is due.</param>
-    public GuestRole(IHypervisor hypervisor, Configuration configuration, IdleMode mode, uint ringBytes, EventFd faults)
+    /// <param name="clock">The monotonic clock.</param>
+    public GuestRole(IHypervisor hypervisor, Configuration configuration, IdleMode mode, uint ringBytes, EventFd faults, TimeProvider clock)
     {
-        _hypervisor = hypervisor;
+        _clock = clock;
         _xenStore = hypervisor.OpenXenStore();
+        _watches = new WatchSet(_xenStore);
         _demands = new BpfRingBuffer("xenloop_demand", DemandQueueBytes);
         Descriptors = [_xenStore.FileDescriptor, _links.FileDescriptor, _demands.FileDescriptor];
         ushort self = ReadDomid() ?? throw new InvalidDataException("this domain has no \"domid\" node in XenStore");
         Features features = TapDevice.ProbeUso() ? Features.Uso : Features.None;
         _loop = new DataLoop(mode, faults);
-        _context = new ChannelContext(hypervisor, _xenStore, _loop, new Offer(Offer.CurrentVersion, features), ringBytes) { Self = self, CheckNotResumed = CheckNotResumed };
+        _context = new ChannelContext(hypervisor, _xenStore, _watches, _loop, new Offer(Offer.CurrentVersion, features), ringBytes)
+        {
+            Self = self,
+            CheckNotResumed = CheckNotResumed,
+        };
+        _introductions = new Introductions(_xenStore);
+        _vifs = new Vifs(hypervisor, _introductions, _demands, () => Standing == Standing.Offering);
+        _channels = new ChannelTable(_context);
         BeginAnew();
-        _xenStore.Watch(IntroductionsNode, IntroductionsToken);
-        _xenStore.Watch(DomidNode, ResumedToken);
-        _settings = new GuestSettings { Enabled = false };
+        _watches.Add(StorePaths.OwnIntroductions, _introductions.Note);
+        _watches.Add(StorePaths.OwnDomid, _ => _domidFired++);
         Configure(configuration);
     }
 
@@ -91,10 +97,12 @@ internal sealed class GuestRole : IRole
 
     public IReadOnlyList<int> Descriptors { get; }
 
-    /// <summary>Bytes that the rings of all channels take, or will.</summary>
-    private long RingMemory => _channels.Values.Sum(c => c.MemoryBytes);
-
-    private bool TakesPart => _settings.Enabled && !_stopping && _quiesce is null;
+    private Standing Standing =>
+        _stopping ? Standing.Stopping
+        : !_settings.Enabled ? Standing.Apart
+        : _introductions.QuiesceRequest is null ? Standing.Offering
+        : _introductions.QuiesceRequest != _quiesced ? Standing.Quiescing
+        : Standing.Quiesced;
 
     public void Register(ControlSocket control)
     {
@@ -103,66 +111,39 @@ internal sealed class GuestRole : IRole
 
     public void Configure(Configuration configuration)
     {
-        GuestSettings before = _settings;
+        bool wasEnabled = _settings.Enabled;
         _settings = configuration.Guest;
-        _context.IdleMilliseconds = _settings.IdleSeconds * 1000L;
-        _memoryLimit = _settings.MaxMemoryMiB * 1024L * 1024 ?? Math.Min(GC.GetGCMemoryInfo().TotalAvailableMemoryBytes / 8, 128L << 20);
-        if (before.Enabled != _settings.Enabled)
+        _context.IdleTime = TimeSpan.FromSeconds(_settings.IdleSeconds);
+        if (wasEnabled != _settings.Enabled)
         {
             if (_settings.Enabled)
             {
-                _xenStore.Write(Offer.Node, _context.Offer.ToString());
+                _xenStore.Write(StorePaths.OwnOffer, _context.Offer.ToString());
                 Log.Info($"domain {_context.Self} offers itself (features {(uint)_context.Offer.Features:x}); waiting for Dom0's introductions");
             }
             else
             {
-                _xenStore.Remove(Offer.Node);
+                _xenStore.Remove(StorePaths.OwnOffer);
                 Log.Info($"domain {_context.Self} takes no part, as its configuration says");
             }
         }
 
-        foreach ((ChannelKey key, Introduction peer) in _peers)
-        {
-            Track(key, peer);
-        }
-
+        _vifs.PacketsPerSecond = _settings.PacketsPerSecond;
+        _vifs.TrackAll();
         // The vifs may be wanted again before Dom0 has noticed that they were not.
-        _portsDue = 0;
-        // The least useful go first, until the rest is within the limits.
-        _crowded = false;
-        long now = Environment.TickCount64;
-        foreach (Channel channel in _channels.Values)
-        {
-            channel.IdleTimeChanged(now);
-        }
-
-        foreach (Channel channel in _channels.Values.Where(c => c.IsRunning).OrderBy(c => c.TakeRate(now)).Take(Excess()).ToArray())
-        {
-            channel.Drop("over the limit that the configuration sets");
-            channel.Turn(now);
-        }
+        _vifs.LookAgain();
+        _channels.Configure(_settings, _clock.Now());
     }
 
-    public int Turn()
+    public Deadline Turn()
     {
-        HashSet<string> fired = [];
-        while (_xenStore.TryTakeWatch(out string path, out string token))
-        {
-            fired.Add(token);
-            if (token == ResumedToken && _watchesResumes)
-            {
-                FollowResume();
-            }
+        _watches.Drain();
+        FollowResume();
+        bool introduced = !_stopping && _introductions.Read(PeerChanged);
+        FollowQuiesce();
 
-            _watchesResumes |= token == ResumedToken;
-            if (token == IntroductionsToken && !_stopping)
-            {
-                ReadIntroductions(path);
-            }
-        }
-
-        long now = Environment.TickCount64;
-        if (_links.TakeChanges() | fired.Contains(IntroductionsToken) | _portsDue <= now)
+        TimeSpan now = _clock.Now();
+        if (_links.TakeChanges() | introduced | _vifs.Due.IsDue(now))
         {
             FollowVifs(now);
         }
@@ -172,47 +153,23 @@ internal sealed class GuestRole : IRole
             Follow(demand, now);
         }
 
-        long due = _portsDue;
-        bool retired = false;
-        foreach (Channel channel in _channels.Values.ToArray())
-        {
-            bool wanted = IsPortCurrent(channel.Key.Vif) && _peers.TryGetValue(channel.Key, out Introduction peer) && peer.Mac == channel.PeerMac;
-            if (fired.Contains(channel.WatchToken) || channel.Faulted || channel.Due <= now || channel.Wanted != wanted)
-            {
-                channel.Wanted = wanted;
-                channel.Turn(now);
-            }
-
-            if (channel.IsFinished(now))
-            {
-                channel.Retire();
-                _channels.Remove(channel.Key);
-                retired = true;
-            }
-
-            due = Math.Min(due, channel.Due);
-        }
-
+        AnswerCalls(now);
+        bool retired = _channels.Turn(IsWanted, now);
         // What was in the way of a successor (another MAC address in the same place) is gone: look again.
-        if (DropPorts())
+        if (_vifs.Drop(_channels.Uses))
         {
             FollowVifs(now);
-            due = Math.Min(due, _portsDue);
+            AnswerCalls(now);
         }
 
-        if (_quiesce is not null && !_quiesced && _channels.Count == 0)
+        if (Standing == Standing.Quiescing && _channels.Count == 0)
         {
-            _quiesced = true;
-            _xenStore.Write(Offer.Quiesced, _quiesce);
+            _quiesced = _introductions.QuiesceRequest!;
+            _xenStore.Write(StorePaths.OwnQuiesced, _quiesced);
             Log.Info("quiesced: nothing is shared with other guests until the suspend is over");
         }
 
-        if (retired)
-        {
-            return 0;
-        }
-
-        return due == long.MaxValue ? -1 : (int)Math.Clamp(due - Environment.TickCount64, 0, int.MaxValue);
+        return retired ? Deadline.Now : _channels.Due.Or(_vifs.Due);
     }
 
     public void WriteStatus(Utf8JsonWriter json)
@@ -222,10 +179,10 @@ internal sealed class GuestRole : IRole
         json.WriteNumber("domid", _context.Self);
         json.WriteBoolean("enabled", _settings.Enabled);
         json.WriteNumber("channels", _channels.Count);
-        json.WriteNumber("ring_memory_bytes", RingMemory);
-        json.WriteNumber("ring_memory_limit_bytes", _memoryLimit);
+        json.WriteNumber("ring_memory_bytes", _channels.Memory);
+        json.WriteNumber("ring_memory_limit_bytes", _channels.MemoryLimit);
         json.WriteStartArray("vifs");
-        foreach (VifPort port in _ports.Values.OrderBy(p => p.Vif))
+        foreach (VifPort port in _vifs.Ports)
         {
             json.WriteStartObject();
             json.WriteNumber("vif", port.Vif);
@@ -233,15 +190,15 @@ internal sealed class GuestRole : IRole
             json.WriteString("mac", port.Mac.ToString());
             json.WriteString("divert", port.Divert.Rung.ToString().ToLowerInvariant());
             json.WriteStartArray("peers");
-            foreach ((ChannelKey key, Introduction peer) in _peers.Where(p => p.Key.Vif == port.Vif).OrderBy(p => p.Key.Peer).ThenBy(p => p.Key.PeerVif))
+            foreach ((ChannelKey key, Introduction peer) in _introductions.Peers.Where(p => p.Key.Vif == port.Vif).OrderBy(p => p.Key.Peer).ThenBy(p => p.Key.PeerVif))
             {
-                if (!_channels.ContainsKey(key))
+                if (!_channels.Contains(key))
                 {
                     WriteIdlePeer(json, port, key, peer);
                 }
             }
 
-            foreach (Channel channel in _channels.Values.Where(c => c.Key.Vif == port.Vif).OrderBy(c => c.Key.Peer).ThenBy(c => c.Key.PeerVif))
+            foreach (Channel channel in _channels.All.Where(c => c.Key.Vif == port.Vif))
             {
                 channel.WriteStatus(json);
             }
@@ -258,27 +215,21 @@ internal sealed class GuestRole : IRole
     {
         // From here on no introduction counts, whatever still fires.
         _stopping = true;
-        _vifs.Clear();
-        _peers.Clear();
-        long deadline = Environment.TickCount64 + ShutdownMilliseconds;
-        while (_channels.Count > 0 && Environment.TickCount64 < deadline)
+        _introductions.Clear();
+        _calls.Clear();
+        Deadline deadline = Deadline.At(_clock.Now() + _shutdownTime);
+        while (_channels.Count > 0 && !deadline.IsDue(_clock.Now()))
         {
             Turn();
             Thread.Sleep(2);
         }
 
-        foreach (Channel channel in _channels.Values)
-        {
-            channel.Retire();
-        }
-
-        _channels.Clear();
-        DropPorts();
+        _channels.RetireAll(_clock.Now());
+        _vifs.Dispose();
         _loop.Dispose();
         _demands.Dispose();
         _links.Dispose();
-        _rtnetlink.Dispose();
-        _xenStore.Remove(Offer.Directory);
+        _xenStore.Remove(StorePaths.OwnArea);
         _xenStore.Dispose();
     }
 
@@ -298,13 +249,13 @@ internal sealed class GuestRole : IRole
     /// <summary>Makes the guest's own area in XenStore. What a killed predecessor left goes first: peers see it go and drop their side.</summary>
     private void BeginAnew()
     {
-        _xenStore.Remove(Offer.Directory);
-        _xenStore.MakeDirectory(Offer.Directory);
-        _xenStore.SetPermissions(Offer.Directory, (_context.Self, XenStoreAccess.None));
+        _xenStore.Remove(StorePaths.OwnArea);
+        _xenStore.MakeDirectory(StorePaths.OwnArea);
+        _xenStore.SetPermissions(StorePaths.OwnArea, (_context.Self, XenStoreAccess.None));
     }
 
     private ushort? ReadDomid() =>
-        ushort.TryParse(_xenStore.Read(DomidNode), NumberStyles.None, CultureInfo.InvariantCulture, out ushort domid) ? domid : null;
+        ushort.TryParse(_xenStore.Read(StorePaths.OwnDomid), NumberStyles.None, CultureInfo.InvariantCulture, out ushort domid) ? domid : null;
 
     /// <summary>
     /// After a restore or a migration the home in XenStore is a new one, on the same or on another host, and mostly so is the domid.
@@ -312,7 +263,14 @@ internal sealed class GuestRole : IRole
     /// </summary>
     private void FollowResume()
     {
-        if (_channels.Values.Any(c => !c.IsWaiting))
+        // The first time is when the watch was set.
+        if (_domidFired <= 1)
+        {
+            return;
+        }
+
+        _domidFired = 1;
+        if (_channels.HoldsAnything)
         {
             Containment.Run();
         }
@@ -321,16 +279,12 @@ internal sealed class GuestRole : IRole
         _context.Self = ReadDomid() ?? before;
         Log.Info($"resumed after a suspend: domain {before} is domain {_context.Self} now");
         // They only remember failures, of peers of another life.
-        foreach (Channel channel in _channels.Values)
-        {
-            channel.Retire();
-        }
-
-        _channels.Clear();
+        _channels.RetireAll(_clock.Now());
         BeginAnew();
+        _quiesced = null;
         if (_settings.Enabled)
         {
-            _xenStore.Write(Offer.Node, _context.Offer.ToString());
+            _xenStore.Write(StorePaths.OwnOffer, _context.Offer.ToString());
         }
     }
 
@@ -342,7 +296,7 @@ internal sealed class GuestRole : IRole
     {
         try
         {
-            if (ReadDomid() is { } domid && domid == _context.Self && _xenStore.ReadIfVisible(Offer.Directory) is not null)
+            if (ReadDomid() is { } domid && domid == _context.Self && _xenStore.ReadIfVisible(StorePaths.OwnArea) is not null)
             {
                 return;
             }
@@ -356,149 +310,53 @@ internal sealed class GuestRole : IRole
         Containment.Run();
     }
 
-    private void ReadQuiesce()
+    private void PeerChanged(ChannelKey key, Introduction? before, Introduction? after)
     {
-        string? request = _xenStore.Read($"{IntroductionsNode}/{Offer.QuiesceRequest}");
-        if (request == _quiesce)
+        _vifs.PeerChanged(key, before, after);
+        if (after is { } peer && peer.Call != before?.Call)
         {
-            return;
+            _calls.Add(key);
         }
-
-        if (_quiesced)
-        {
-            _xenStore.Remove(Offer.Quiesced);
-            _quiesced = false;
-        }
-
-        _quiesce = request;
-        _portsDue = 0;
     }
 
-    /// <summary>One node changed: re-read it alone if it names one peer, else all.</summary>
-    private void ReadIntroductions(string path)
+    private void FollowQuiesce()
     {
-        string[] names = path.Split('/');
-        if (names is [_, Offer.QuiesceRequest])
+        if (_quiesced is not null && _quiesced != _introductions.QuiesceRequest)
         {
-            ReadQuiesce();
-            return;
+            _xenStore.Remove(StorePaths.OwnQuiesced);
+            _quiesced = null;
         }
+    }
 
-        if (names.Length == 3 && ChannelKey.ParseVif(names[1]) is { } vif && _vifs.ContainsKey(vif))
+    private void FollowVifs(TimeSpan now)
+    {
+        foreach (int vif in _vifs.Follow(now))
         {
-            if (ChannelKey.Parse(vif, names[2]) is { } key)
-            {
-                SetPeer(key, ReadPeer(key));
-            }
-
-            return;
+            _calls.UnionWith(_introductions.Peers.Keys.Where(k => k.Vif == vif));
         }
+    }
 
-        ReadQuiesce();
-        Dictionary<ChannelKey, Introduction> peers = [];
-        _vifs.Clear();
-        foreach (string name in _xenStore.List(IntroductionsNode))
+    /// <summary>Answers peers' calls; a peer's node tells whether its call still stands.</summary>
+    private void AnswerCalls(TimeSpan now)
+    {
+        foreach (ChannelKey key in _calls)
         {
-            if (ChannelKey.ParseVif(name) is { } number && MacAddress.TryParse(_xenStore.Read($"{IntroductionsNode}/{name}") ?? "", out MacAddress mac))
+            if (_introductions.Peers.TryGetValue(key, out Introduction peer) && peer.Call != 0)
             {
-                _vifs[number] = mac;
-                foreach (string peer in _xenStore.List($"{IntroductionsNode}/{name}"))
-                {
-                    if (ChannelKey.Parse(number, peer) is { } key && ReadPeer(key) is { } introduction)
-                    {
-                        peers[key] = introduction;
-                    }
-                }
+                _channels.Open(key, peer.Mac, _vifs.Current(key.Vif), now)?.Turn(now);
             }
         }
 
-        foreach (ChannelKey gone in _peers.Keys.Where(k => !peers.ContainsKey(k)).ToArray())
-        {
-            SetPeer(gone, null);
-        }
-
-        foreach ((ChannelKey key, Introduction introduction) in peers)
-        {
-            SetPeer(key, introduction);
-        }
+        _calls.Clear();
     }
 
-    private Introduction? ReadPeer(ChannelKey key) => Introduction.Parse(_xenStore.Read($"{IntroductionsNode}/{key.Vif}/{key.PeerName}"));
-
-    private void SetPeer(ChannelKey key, Introduction? introduction)
+    private void Follow(Demand demand, TimeSpan now)
     {
-        Introduction? before = _peers.TryGetValue(key, out Introduction known) ? known : null;
-        if (introduction == before)
+        foreach ((ChannelKey key, Introduction peer) in _introductions.Peers)
         {
-            return;
-        }
-
-        if (introduction is not { } peer)
-        {
-            _peers.Remove(key);
-            Forget(key.Vif, known.Mac);
-            return;
-        }
-
-        _peers[key] = peer;
-        if (before?.Mac != peer.Mac)
-        {
-            if (before is not null)
+            if (key.Vif == demand.Vif && peer.Mac.Bits == demand.Address && _vifs.Current(key.Vif) is { } port)
             {
-                Forget(key.Vif, known.Mac);
-            }
-
-            Track(key, peer);
-        }
-
-        if (peer.Call != before?.Call)
-        {
-            Hear(key, peer, Environment.TickCount64);
-        }
-    }
-
-    /// <summary>Answers a peer's call, if there is one; its node tells whether the call still stands.</summary>
-    private void Hear(ChannelKey key, Introduction peer, long now)
-    {
-        if (peer.Call != 0)
-        {
-            OpenChannel(key, peer, now)?.Turn(now);
-        }
-    }
-
-    /// <summary>Counts the packets to a peer, if its vif's interface is there: else that comes later.</summary>
-    private void Track(ChannelKey key, Introduction peer)
-    {
-        if (!IsPortCurrent(key.Vif))
-        {
-            return;
-        }
-
-        try
-        {
-            _ports[key.Vif].Divert.Track(peer.Mac, _settings.PacketsPerSecond);
-        }
-        catch (NativeException e)
-        {
-            Complain($"{key} stays on netfront: {e.Message}");
-        }
-    }
-
-    private void Forget(int vif, MacAddress mac)
-    {
-        if (IsPortCurrent(vif) && !_peers.Any(p => p.Key.Vif == vif && p.Value.Mac == mac))
-        {
-            _ports[vif].Divert.Forget(mac);
-        }
-    }
-
-    private void Follow(Demand demand, long now)
-    {
-        foreach ((ChannelKey key, Introduction peer) in _peers)
-        {
-            if (key.Vif == demand.Vif && peer.Mac.Bits == demand.Address && IsPortCurrent(key.Vif))
-            {
-                if (OpenChannel(key, peer, now, Math.Max(demand.PacketsBefore, (uint)_settings.PacketsPerSecond)) is { } channel)
+                if (_channels.Open(key, peer.Mac, port, now, Math.Max(demand.PacketsBefore, (uint)_settings.PacketsPerSecond)) is { } channel)
                 {
                     channel.Demand();
                     channel.Turn(now);
@@ -509,142 +367,6 @@ internal sealed class GuestRole : IRole
         }
     }
 
-    /// <summary>The channel to a peer, to be given a turn; null when there is no room for one more, at least not yet.</summary>
-    /// <param name="key">Of the channel.</param>
-    /// <param name="peer">As introduced.</param>
-    /// <param name="now">Milliseconds of <see cref="Environment.TickCount64"/>.</param>
-    /// <param name="packetsPerSecond">To the peer, as far as this side knows.</param>
-    private Channel? OpenChannel(ChannelKey key, Introduction peer, long now, double packetsPerSecond = 0)
-    {
-        if (_channels.TryGetValue(key, out Channel? channel))
-        {
-            return channel;
-        }
-
-        // Two peers with one address: the divert knows only one of them.
-        bool ambiguous = _channels.Values.Any(c => c.Key.Vif == key.Vif && c.PeerMac == peer.Mac);
-        if (!IsPortCurrent(key.Vif) || ambiguous || !HasRoom(packetsPerSecond, now))
-        {
-            return null;
-        }
-
-        channel = new Channel(_context, key, _ports[key.Vif], peer.Mac);
-        _channels[key] = channel;
-        return channel;
-    }
-
-    /// <summary>
-    /// Room for one more channel. If there is none, the least useful one begins to make some when the newcomer has clearly
-    /// more traffic: the newcomer's next packets, at most a second later, find it.
-    /// </summary>
-    private bool HasRoom(double packetsPerSecond, long now)
-    {
-        if (_channels.Count < _settings.MaxChannels && RingMemory + (2L * _context.RingBytes) <= _memoryLimit)
-        {
-            return true;
-        }
-
-        // One that holds nothing, because it failed, makes room at once.
-        if (_channels.Values.FirstOrDefault(c => c.IsWaiting) is { } failed)
-        {
-            failed.Retire();
-            _channels.Remove(failed.Key);
-            return HasRoom(packetsPerSecond, now);
-        }
-
-        if (!_crowded)
-        {
-            _crowded = true;
-            Log.Warning($"{_channels.Count} channels are as many as max-channels ({_settings.MaxChannels}) and max-memory-mib ({_memoryLimit >> 20}) allow: "
-                + "the least used make room for peers with more traffic, which stays on netfront meanwhile");
-        }
-
-        Channel? least = _channels.Values.Where(c => c.IsProven(now)).MinBy(c => c.TakeRate(now));
-        if (least is not null && least.TakeRate(now) * RivalFactor < packetsPerSecond)
-        {
-            least.Drop("makes room for a peer with more traffic");
-            least.Turn(now);
-        }
-
-        return false;
-    }
-
-    /// <summary>How many channels there are too many.</summary>
-    private int Excess()
-    {
-        int excess = Math.Max(0, _channels.Count - _settings.MaxChannels);
-        long memory = RingMemory - _memoryLimit;
-        return Math.Max(excess, (int)Math.Ceiling(Math.Max(0, memory) / (2.0 * _context.RingBytes)));
-    }
-
-    private void FollowVifs(long now)
-    {
-        _portsDue = long.MaxValue;
-        foreach (VifPort port in _ports.Values)
-        {
-            port.CheckPlace();
-        }
-
-        foreach ((int vif, MacAddress mac) in _vifs)
-        {
-            if (_ports.ContainsKey(vif) || !TakesPart)
-            {
-                continue;
-            }
-
-            try
-            {
-                // A vif that Dom0 introduces may not have its interface yet (hot-plug): the kernel tells when it has.
-                if (_hypervisor.FindVifInterface(vif) is { } interfaceName)
-                {
-                    _ports[vif] = new VifPort(vif, interfaceName, mac, _rtnetlink, _demands);
-                    _portRetry = FirstPortRetryMilliseconds;
-                    Log.Info($"vif {vif} is {interfaceName}, {mac}, divert by {_ports[vif].Divert.Rung}");
-                    foreach ((ChannelKey key, Introduction peer) in _peers)
-                    {
-                        if (key.Vif == vif)
-                        {
-                            Track(key, peer);
-                            Hear(key, peer, now);
-                        }
-                    }
-                }
-            }
-            catch (NativeException e)
-            {
-                Complain($"vif {vif} stays on netfront: {e.Message}");
-                _portsDue = now + _portRetry;
-                _portRetry = Math.Min(_portRetry * 2, LastPortRetryMilliseconds);
-            }
-        }
-    }
-
-    private void Complain(string message)
-    {
-        if (_lastComplaint != message)
-        {
-            _lastComplaint = message;
-            Log.Error(message);
-        }
-    }
-
-    private bool IsPortCurrent(int vif) =>
-        TakesPart && _ports.TryGetValue(vif, out VifPort? port) && _vifs.TryGetValue(vif, out MacAddress mac) && mac == port.Mac && port.IsInPlace;
-
-    /// <returns>True when there was one to drop.</returns>
-    private bool DropPorts()
-    {
-        bool dropped = false;
-        foreach (VifPort port in _ports.Values.ToArray())
-        {
-            if (!IsPortCurrent(port.Vif) && _channels.Keys.All(k => k.Vif != port.Vif))
-            {
-                port.Dispose();
-                _ports.Remove(port.Vif);
-                dropped = true;
-            }
-        }
-
-        return dropped;
-    }
+    private bool IsWanted(Channel channel) =>
+        _vifs.Current(channel.Key.Vif) is not null && _introductions.Peers.TryGetValue(channel.Key, out Introduction peer) && peer.Mac == channel.PeerMac;
 }

@@ -21,16 +21,18 @@ internal sealed class ControlLoop : IDisposable
     private readonly ControlSocket _control;
     private readonly Func<Configuration> _load;
     private readonly string _mode;
+    private readonly TimeProvider _clock;
     private Configuration _configuration;
 
     /// <summary>Listens for signals and on the control socket: a second daemon is refused before it can touch what the first one has in XenStore.</summary>
     /// <param name="configuration">In force until the first reload.</param>
     /// <param name="load">Reads the configuration anew.</param>
     /// <param name="mode">For the status: what the data loop does when idle.</param>
+    /// <param name="clock">The monotonic clock, the same as the role's.</param>
     /// <exception cref="IOException">Another daemon runs, or the socket's directory is not writable.</exception>
-    public ControlLoop(Configuration configuration, Func<Configuration> load, string mode)
+    public ControlLoop(Configuration configuration, Func<Configuration> load, string mode, TimeProvider clock)
     {
-        (_configuration, _load, _mode) = (configuration, load, mode);
+        (_configuration, _load, _mode, _clock) = (configuration, load, mode, clock);
         _signals =
         [
             PosixSignalRegistration.Create(PosixSignal.SIGHUP, context => Request(context, _reload)),
@@ -69,12 +71,12 @@ internal sealed class ControlLoop : IDisposable
 
         epoll.Add(_control.FileDescriptor, EpollEvents.EPOLLIN, ControlToken);
         GarbagePolicy garbage = new();
-        int timeout = role.Turn();
+        Deadline due = role.Turn();
         ServiceManager.Ready(role.Activity);
         Span<epoll_event> events = stackalloc epoll_event[4];
         while (true)
         {
-            int count = epoll.Wait(events, timeout);
+            int count = epoll.Wait(events, due.Timeout(_clock.Now()));
             for (int i = 0; i < count; i++)
             {
                 if (events[i].data.u64 == ControlToken)
@@ -95,7 +97,7 @@ internal sealed class ControlLoop : IDisposable
             }
 
             Faults.Drain();
-            timeout = role.Turn();
+            due = role.Turn();
             garbage.AfterTurn();
         }
     }

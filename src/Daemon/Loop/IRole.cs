@@ -17,8 +17,8 @@ internal interface IRole : IDisposable
     IReadOnlyList<int> Descriptors { get; }
 
     /// <summary>Takes the watches that fired, and brings what is closer to what should be.</summary>
-    /// <returns>Milliseconds until another turn is due though nothing fires; -1 for none.</returns>
-    int Turn();
+    /// <returns>When another turn is due though nothing fires.</returns>
+    Deadline Turn();
 
     /// <summary>Makes known what this role answers besides what all do.</summary>
     void Register(ControlSocket control);

@@ -24,7 +24,7 @@ internal enum XenStoreAccess : uint
 /// What the kernel answers by closing the connection (an over-long request, a watch on a malformed path) is refused
 /// here first, with E2BIG or EINVAL. One such cause remains: a guest's 124th watch.
 /// </remarks>
-internal sealed unsafe class XenStore : IDisposable
+internal sealed unsafe class XenStore : IWatchSource, IStoreReader, IDisposable
 {
     private const int ENOENT = 2;
     private const int E2BIG = 7;

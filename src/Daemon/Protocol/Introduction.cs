@@ -1,7 +1,7 @@
 using System.Globalization;
 using XenLoop.Interop.Linux;
 
-namespace XenLoop.Guest;
+namespace XenLoop.Protocol;
 
 /// <summary>What Dom0 tells a guest of a peer: the value of an introduction (docs/protocol.md).</summary>
 /// <param name="Mac">Of the peer's vif, as the toolstack gave it.</param>

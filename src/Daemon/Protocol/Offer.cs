@@ -1,6 +1,6 @@
 using System.Globalization;
 
-namespace XenLoop.Guest;
+namespace XenLoop.Protocol;
 
 /// <summary>Features of a daemon, as its offer and its channel states tell them (docs/protocol.md).</summary>
 [Flags]
@@ -14,17 +14,6 @@ internal enum Features : uint
 /// <summary>What a willing guest says of itself: the protocol's version and its features.</summary>
 internal readonly record struct Offer(uint Version, Features Features)
 {
-    /// <summary>The guest's own area; relative to its home.</summary>
-    public const string Directory = "data/xenloop";
-
-    public const string Node = Directory + "/offer";
-
-    /// <summary>The guest's answer to <see cref="QuiesceRequest"/>: its value, when no channel is left.</summary>
-    public const string Quiesced = Directory + "/quiesced";
-
-    /// <summary>Dom0 wants the guest to hold nothing that a suspend would break; below the introductions.</summary>
-    public const string QuiesceRequest = "quiesce";
-
     public const uint CurrentVersion = 1;
 
     public override string ToString() => string.Create(CultureInfo.InvariantCulture, $"{Version} {(uint)Features:x}");

@@ -3,7 +3,7 @@ using XenLoop.Divert;
 using XenLoop.Interop;
 using XenLoop.Interop.Linux;
 
-namespace XenLoop.Guest;
+namespace XenLoop.Guest.Channels;
 
 /// <summary>
 /// One of this guest's vifs that takes part: its interface, the divert at its egress, and the slots (liveness stamps)

@@ -1,8 +1,9 @@
 using XenLoop.Hypervisor;
+using XenLoop.Interop;
 using XenLoop.Ring;
 using XenLoop.Service;
 
-namespace XenLoop.Guest;
+namespace XenLoop.Guest.Channels;
 
 /// <summary>
 /// What the two sides of a channel share: control page, ring pages, event channel. The listener makes it, the
@@ -36,7 +37,7 @@ internal sealed unsafe class ChannelMemory : IDisposable
     private ControlPage* Page => (ControlPage*)_control.Address;
 
     /// <summary>The listener's side: grants everything to <paramref name="peer"/>.</summary>
-    /// <exception cref="Interop.NativeException">Too few pages, grants or ports even for the smallest rings.</exception>
+    /// <exception cref="NativeException">Too few pages, grants or ports even for the smallest rings.</exception>
     public static ChannelMemory Listen(IHypervisor hypervisor, ushort peer, ulong session, uint ringBytes)
     {
         EventChannel events = hypervisor.EventChannels.AllocateUnbound(peer);
@@ -70,7 +71,7 @@ internal sealed unsafe class ChannelMemory : IDisposable
 
     /// <summary>The connector's side: maps what the listener granted, believing nothing it says.</summary>
     /// <exception cref="PeerViolationException">The control page does not say what an honest listener says.</exception>
-    /// <exception cref="Interop.NativeException">The reference or the port is not ours to use.</exception>
+    /// <exception cref="NativeException">The reference or the port is not ours to use.</exception>
     public static ChannelMemory Connect(IHypervisor hypervisor, ushort peer, ulong session, uint reference, uint port)
     {
         EventChannel events = hypervisor.EventChannels.BindInterdomain(peer, port);
@@ -133,7 +134,7 @@ internal sealed unsafe class ChannelMemory : IDisposable
             {
                 return hypervisor.Grants.Share(peer, (int)(2 * ringBytes / ControlPage.PageSize));
             }
-            catch (Interop.NativeException e) when (ringBytes > ControlPage.MinRingBytes)
+            catch (NativeException e) when (ringBytes > ControlPage.MinRingBytes)
             {
                 ringBytes /= 2;
                 Log.Warning($"domain {peer}: rings of {ringBytes / 1024} KiB, because: {e.Message}");

@@ -1,8 +1,8 @@
 using System.Globalization;
 
-namespace XenLoop.Guest;
+namespace XenLoop.Protocol;
 
-/// <summary>The states a side of a channel tells its peer (docs/protocol.md).</summary>
+/// <summary>What a side of a channel tells its peer (docs/protocol.md).</summary>
 internal enum ChannelPhase
 {
     /// <summary>The connector asks the listener to listen.</summary>
@@ -17,7 +17,7 @@ internal enum ChannelPhase
 /// The value of a channel node. Grant reference and port are the listener's, in <see cref="ChannelPhase.Listening"/>;
 /// version and features come with the first word of each side.
 /// </summary>
-internal readonly record struct ChannelState(
+internal readonly record struct ChannelMessage(
     ChannelPhase Phase, ulong Session, Offer Offer = default, uint GrantReference = 0, uint Port = 0, string Reason = "")
 {
     /// <summary>True while the side that says this waits for the other to notice.</summary>
@@ -36,7 +36,7 @@ internal readonly record struct ChannelState(
     }
 
     /// <summary>Null for anything malformed or absent: it is another domain's writing.</summary>
-    public static ChannelState? Parse(string? value)
+    public static ChannelMessage? Parse(string? value)
     {
         string[] fields = value?.Split(' ') ?? [];
         if (fields.Length < 2
@@ -53,15 +53,15 @@ internal readonly record struct ChannelState(
                 && fields.Length >= 6
                 && uint.TryParse(fields[4], NumberStyles.None, CultureInfo.InvariantCulture, out uint reference)
                 && uint.TryParse(fields[5], NumberStyles.None, CultureInfo.InvariantCulture, out uint port):
-                return new ChannelState(ChannelPhase.Listening, session, offer.Value, reference, port);
+                return new ChannelMessage(ChannelPhase.Listening, session, offer.Value, reference, port);
             case "connected":
-                return new ChannelState(ChannelPhase.Connected, session, offer ?? default);
+                return new ChannelMessage(ChannelPhase.Connected, session, offer ?? default);
             case "calling":
-                return new ChannelState(ChannelPhase.Calling, session);
+                return new ChannelMessage(ChannelPhase.Calling, session);
             case "closing":
-                return new ChannelState(ChannelPhase.Closing, session);
+                return new ChannelMessage(ChannelPhase.Closing, session);
             case "closed":
-                return new ChannelState(ChannelPhase.Closed, session, Reason: string.Join(' ', fields[2..]));
+                return new ChannelMessage(ChannelPhase.Closed, session, Reason: string.Join(' ', fields[2..]));
             default:
                 return null;
         }
