@@ -1,7 +1,7 @@
 using System.Runtime.InteropServices;
-using Microsoft.Win32.SafeHandles;
 using XenLoop.Interop;
 using XenLoop.Interop.Linux;
+using static XenLoop.Interop.Errno;
 
 namespace XenLoop.Lab;
 
@@ -20,7 +20,6 @@ internal readonly record struct BrokerUsage(int PagesGranted, int PagesLingering
 /// <remarks>Not here: gntalloc's limit of pages, and a limit of event channels.</remarks>
 internal sealed class Broker : IDisposable
 {
-    private const int EINVAL = 22;
     private const int ThreadStack = 256 * 1024;
 
     private readonly Lock _lock = new();
@@ -122,13 +121,13 @@ internal sealed class Broker : IDisposable
     private void Serve(Client client)
     {
         byte[] message = new byte[LabProtocol.MessageMax];
-        SafeFileHandle[] descriptors = new SafeFileHandle[UnixSocket.DescriptorsMax];
+        SafeFd[] descriptors = new SafeFd[UnixSocket.DescriptorsMax];
         try
         {
             int length;
             while ((length = client.Socket.Receive(message, descriptors, out int descriptorCount)) >= Marshal.SizeOf<LabRequest>())
             {
-                foreach (SafeFileHandle descriptor in descriptors.AsSpan(0, descriptorCount))
+                foreach (SafeFd descriptor in descriptors.AsSpan(0, descriptorCount))
                 {
                     descriptor.Dispose();
                 }
@@ -217,7 +216,7 @@ internal sealed class Broker : IDisposable
         }
 
         Notice? notice = MakeNotice(client, request);
-        SafeFileHandle memory = MemFd.Create($"granted by domain {client.Domid}", (long)pages * LabProtocol.PageSize);
+        SafeFd memory = MemFd.Create($"granted by domain {client.Domid}", (long)pages * LabProtocol.PageSize);
         uint[] references = new uint[pages];
         Share share = new(++_lastNumber, client.Domain, (ushort)request.Peer, memory, references, notice);
         for (uint i = 0; i < pages; i++)
@@ -381,7 +380,7 @@ internal sealed class Broker : IDisposable
         port.Pair.Release();
     }
 
-    private static unsafe void Run(Notice? notice, SafeFileHandle memory, uint page, bool run)
+    private static unsafe void Run(Notice? notice, SafeFd memory, uint page, bool run)
     {
         if (notice is null)
         {
@@ -390,16 +389,18 @@ internal sealed class Broker : IDisposable
 
         if (run)
         {
-            byte* address = MemFd.Map(memory, (long)page * LabProtocol.PageSize, LabProtocol.PageSize);
-            Volatile.Write(ref address[notice.ByteOffset], 0);
-            MemFd.Unmap(address, LabProtocol.PageSize);
+            using (MappedMemory mapped = MappedMemory.Map(memory.Number, LabProtocol.PageSize, "a memfd", (long)page * LabProtocol.PageSize))
+            {
+                Volatile.Write(ref mapped.Address[notice.ByteOffset], 0);
+            }
+
             notice.Port.Peers.Signal();
         }
 
         notice.Pair.Release();
     }
 
-    private void Reply(Client client, LabReply reply, params ReadOnlySpan<SafeFileHandle> descriptors)
+    private void Reply(Client client, LabReply reply, params ReadOnlySpan<SafeFd> descriptors)
     {
         Observe(client, done: true);
         Span<byte> message = stackalloc byte[Marshal.SizeOf<LabReply>()];
@@ -455,7 +456,7 @@ internal sealed class Broker : IDisposable
         public string? Request { get; set; }
     }
 
-    private sealed class Share(uint number, Domain domain, ushort peer, SafeFileHandle memory, uint[] references, Notice? notice)
+    private sealed class Share(uint number, Domain domain, ushort peer, SafeFd memory, uint[] references, Notice? notice)
     {
         public uint Number { get; } = number;
 
@@ -463,7 +464,7 @@ internal sealed class Broker : IDisposable
 
         public ushort Peer { get; } = peer;
 
-        public SafeFileHandle Memory { get; } = memory;
+        public SafeFd Memory { get; } = memory;
 
         public uint[] References { get; } = references;
 

@@ -1,10 +1,9 @@
 using System.Runtime.InteropServices;
-using Microsoft.Win32.SafeHandles;
-using Tmds.Linux;
 using XenLoop.Hypervisor;
 using XenLoop.Interop;
 using XenLoop.Interop.Linux;
 using XenLoop.Interop.Xen;
+using static XenLoop.Interop.Errno;
 
 namespace XenLoop.Lab;
 
@@ -14,13 +13,10 @@ namespace XenLoop.Lab;
 /// </summary>
 internal sealed unsafe class LabHypervisor : IHypervisor, IGrantTable, IEventChannels
 {
-    private const int EINVAL = 22;
-    private const int EPIPE = 32;
-
     private readonly UnixSocket _broker;
     private readonly Lock _lock = new();
     private readonly byte[] _buffer = new byte[LabProtocol.MessageMax];
-    private readonly SafeFileHandle[] _descriptors = new SafeFileHandle[UnixSocket.DescriptorsMax];
+    private readonly SafeFd[] _descriptors = new SafeFd[UnixSocket.DescriptorsMax];
     private bool _disposed;
 
     /// <param name="socket">The broker's socket for this domain.</param>
@@ -43,7 +39,7 @@ internal sealed unsafe class LabHypervisor : IHypervisor, IGrantTable, IEventCha
     public static LabHypervisor Open() =>
         Environment.GetEnvironmentVariable(LabProtocol.SocketVariable) is { Length: > 0 } socket
             ? new LabHypervisor(socket)
-            : throw new NativeException("getenv", LabProtocol.SocketVariable, LibC.ENOENT, "This daemon runs in the lab only; see ./demo");
+            : throw new NativeException("getenv", LabProtocol.SocketVariable, ENOENT, "This daemon runs in the lab only; see ./demo");
 
     public XenStore OpenXenStore() => XenStore.Open();
 
@@ -71,9 +67,9 @@ internal sealed unsafe class LabHypervisor : IHypervisor, IGrantTable, IEventCha
             SetNotice(ref request, onDeath, pages);
             LabReply reply = Call("share", $"{pages} pages for domain {peer}", request);
             uint[] references = MemoryMarshal.Cast<byte, uint>(_buffer.AsSpan(sizeof(LabReply)))[..pages].ToArray();
-            using SafeFileHandle memory = _descriptors[0];
-            byte* address = MemFd.Map(memory, 0, (long)pages * LabProtocol.PageSize);
-            return new Memory(this, address, references, LabOperation.EndShare, reply.Value);
+            using SafeFd memory = _descriptors[0];
+            MappedMemory mapped = MappedMemory.Map(memory.Number, (long)pages * LabProtocol.PageSize, "a memfd");
+            return new Memory(this, mapped, references, LabOperation.EndShare, reply.Value);
         }
     }
 
@@ -86,18 +82,18 @@ internal sealed unsafe class LabHypervisor : IHypervisor, IGrantTable, IEventCha
             SetNotice(ref request, onDeath, references.Length);
             string subject = $"{references.Length} pages of domain {peer}";
             LabReply reply = Call("map", subject, request, references);
-            byte* start = MemFd.Reserve((long)references.Length * LabProtocol.PageSize);
-            byte* next = start;
+            MappedMemory mapped = MappedMemory.Reserve((long)references.Length * LabProtocol.PageSize);
+            long next = 0;
             for (int i = 0; i < reply.Count; i++)
             {
                 LabRun run = Receive<LabRun>("map", subject);
-                using SafeFileHandle memory = _descriptors[0];
+                using SafeFd memory = _descriptors[0];
                 long length = (long)run.Pages * LabProtocol.PageSize;
-                MemFd.Map(memory, (long)run.FirstPage * LabProtocol.PageSize, length, next);
+                mapped.Fill(next, memory.Number, (long)run.FirstPage * LabProtocol.PageSize, length, "a memfd");
                 next += length;
             }
 
-            return new Memory(this, start, references.ToArray(), LabOperation.Unmap, reply.Value);
+            return new Memory(this, mapped, references.ToArray(), LabOperation.Unmap, reply.Value);
         }
     }
 
@@ -189,14 +185,16 @@ internal sealed unsafe class LabHypervisor : IHypervisor, IGrantTable, IEventCha
     private sealed class Memory : SharedMemory
     {
         private readonly LabHypervisor _lab;
+        private readonly MappedMemory _mapped;
         private readonly LabOperation _end;
         private readonly uint _number;
         private bool _disposed;
 
-        public Memory(LabHypervisor lab, byte* address, uint[] references, LabOperation end, uint number)
+        public Memory(LabHypervisor lab, MappedMemory mapped, uint[] references, LabOperation end, uint number)
         {
-            Address = address;
+            Address = mapped.Address;
             Length = references.Length * LabProtocol.PageSize;
+            _mapped = mapped;
             References = references;
             _lab = lab;
             _end = end;
@@ -208,7 +206,7 @@ internal sealed unsafe class LabHypervisor : IHypervisor, IGrantTable, IEventCha
             if (!_disposed)
             {
                 _disposed = true;
-                MemFd.Unmap(Address, Length);
+                _mapped.Dispose();
                 _lab.Release(_end, _number);
             }
         }

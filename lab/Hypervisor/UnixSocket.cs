@@ -1,8 +1,8 @@
 using System.Runtime.CompilerServices;
 using System.Text;
-using Microsoft.Win32.SafeHandles;
 using Tmds.Linux;
 using XenLoop.Interop;
+using XenLoop.Interop.Linux;
 using static Tmds.Linux.LibC;
 
 namespace XenLoop.Lab;
@@ -15,10 +15,10 @@ internal sealed unsafe class UnixSocket : IDisposable
     /// <summary>Descriptors that one message can carry here.</summary>
     public const int DescriptorsMax = 2;
 
-    private readonly SafeFileHandle _handle;
+    private readonly SafeFd _handle;
     private readonly string _name;
 
-    private UnixSocket(SafeFileHandle handle, string name)
+    private UnixSocket(SafeFd handle, string name)
     {
         _handle = handle;
         _name = name;
@@ -49,13 +49,13 @@ internal sealed unsafe class UnixSocket : IDisposable
         }
         while (fd < 0 && (errno == EINTR || errno == ECONNABORTED));
 
-        return fd >= 0 ? new UnixSocket(new SafeFileHandle(fd, ownsHandle: true), _name)
+        return fd >= 0 ? new UnixSocket(new SafeFd(fd), _name)
             : errno == EINVAL ? null
             : throw new NativeException("accept4", _name, errno);
     }
 
     /// <summary>Sends one message, and with it the right to use some descriptors.</summary>
-    public void Send(ReadOnlySpan<byte> message, params ReadOnlySpan<SafeFileHandle> descriptors)
+    public void Send(ReadOnlySpan<byte> message, params ReadOnlySpan<SafeFd> descriptors)
     {
         ArgumentOutOfRangeException.ThrowIfGreaterThan(descriptors.Length, DescriptorsMax);
         byte* control = stackalloc byte[CMSG_SPACE(DescriptorsMax * sizeof(int))];
@@ -74,7 +74,7 @@ internal sealed unsafe class UnixSocket : IDisposable
                 rights->cmsg_len = CMSG_LEN(0) + (descriptors.Length * sizeof(int));
                 for (int i = 0; i < descriptors.Length; i++)
                 {
-                    ((int*)CMSG_DATA(rights))[i] = (int)descriptors[i].DangerousGetHandle();
+                    ((int*)CMSG_DATA(rights))[i] = descriptors[i].Number;
                 }
             }
 
@@ -92,7 +92,7 @@ internal sealed unsafe class UnixSocket : IDisposable
     /// <param name="buffer">Where the message goes; a longer one is an error.</param>
     /// <param name="descriptors">Room for <see cref="DescriptorsMax"/>; the caller closes what arrives.</param>
     /// <param name="descriptorCount">How many descriptors arrived.</param>
-    public int Receive(Span<byte> buffer, Span<SafeFileHandle> descriptors, out int descriptorCount)
+    public int Receive(Span<byte> buffer, Span<SafeFd> descriptors, out int descriptorCount)
     {
         int space = CMSG_SPACE(DescriptorsMax * sizeof(int));
         byte* control = stackalloc byte[space];
@@ -125,7 +125,7 @@ internal sealed unsafe class UnixSocket : IDisposable
                 int count = ((int)rights->cmsg_len - CMSG_LEN(0)) / sizeof(int);
                 for (int i = 0; i < count; i++)
                 {
-                    SafeFileHandle handle = new(((int*)CMSG_DATA(rights))[i], ownsHandle: true);
+                    SafeFd handle = new(((int*)CMSG_DATA(rights))[i]);
                     descriptors[descriptorCount++] = handle;
                 }
             }
@@ -145,7 +145,7 @@ internal sealed unsafe class UnixSocket : IDisposable
 
     public void Dispose() => _handle.Dispose();
 
-    private int FileDescriptor => (int)_handle.DangerousGetHandle();
+    private int FileDescriptor => _handle.Number;
 
     private static UnixSocket Create(string call, string path, AddressCall use)
     {
@@ -163,7 +163,7 @@ internal sealed unsafe class UnixSocket : IDisposable
             throw new NativeException("socket", path, errno);
         }
 
-        UnixSocket result = new(new SafeFileHandle(fd, ownsHandle: true), path);
+        UnixSocket result = new(new SafeFd(fd), path);
         if (use(fd, (sockaddr*)&address, (socklen_t)Unsafe.SizeOf<sockaddr_un>()) < 0)
         {
             int error = errno;

@@ -1,11 +1,11 @@
 using System.Diagnostics;
 using System.Globalization;
 using System.Net.Sockets;
-using System.Text;
 using System.Text.Json;
 using Tmds.Linux;
 using XenLoop.Lab;
 using XenLoop.Protocol;
+using XenLoop.Service;
 using Xunit;
 
 namespace XenLoop.Tests.Lab;
@@ -195,14 +195,7 @@ internal sealed class DaemonLab : IAsyncDisposable
     {
         try
         {
-            using Socket socket = new(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified);
-            socket.ReceiveTimeout = 10_000;
-            socket.Connect(new UnixDomainSocketEndPoint(ControlSocketOf(domain)));
-            socket.Send(Encoding.ASCII.GetBytes($"{request}\n"));
-            using NetworkStream stream = new(socket);
-            using StreamReader reader = new(stream);
-            string answer = reader.ReadToEnd();
-            return answer.Length > 0 ? answer : null;
+            return ControlClient.Ask(ControlSocketOf(domain), request, TimeSpan.FromSeconds(10));
         }
         catch (Exception e) when (e is SocketException or IOException)
         {

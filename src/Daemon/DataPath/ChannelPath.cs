@@ -4,30 +4,11 @@ using System.Runtime.InteropServices;
 using Tmds.Linux;
 using XenLoop.Divert;
 using XenLoop.Hypervisor;
+using XenLoop.Interop;
 using XenLoop.Interop.Linux;
 using XenLoop.Ring;
 
 namespace XenLoop.DataPath;
-
-/// <summary>What passed, in packets and bytes of frame.</summary>
-internal struct PathCounters
-{
-    public ulong SentPackets;
-    public ulong SentBytes;
-    public ulong ReceivedPackets;
-    public ulong ReceivedBytes;
-    /// <summary>Frames the local TAP would not take (full queue, interface down).</summary>
-    public ulong ReceiveErrors;
-    /// <summary>Events sent to the peer.</summary>
-    public ulong Notifications;
-    /// <summary>Times the peer was found not to empty the ring.</summary>
-    public ulong Stalls;
-}
-
-/// <summary>What other threads see of a path.</summary>
-/// <param name="Counters">Each whole, though not all of the same instant.</param>
-/// <param name="Stalled">The peer does not empty its ring: traffic goes by netfront until it has.</param>
-internal readonly record struct PathSnapshot(PathCounters Counters, bool Stalled);
 
 /// <summary>
 /// The data path of one channel: read(2) from the TAP straight into the send ring, write(2) to the TAP straight from
@@ -294,13 +275,13 @@ internal sealed unsafe class ChannelPath
             if (length < 0)
             {
                 int error = Marshal.GetLastSystemError();
-                if (error == LibC.EAGAIN)
+                if (error == Errno.EAGAIN)
                 {
                     _tapReady = false;
                     break;
                 }
 
-                throw new Interop.NativeException("readv", "the channel's TAP", error);
+                throw new NativeException("readv", "the channel's TAP", error);
             }
 
             // The TAP carries what was diverted to it; should the kernel ever speak on it by itself, that is not for the peer.

@@ -8,8 +8,8 @@ namespace XenLoop.DataPath;
 
 /// <summary>
 /// The one thread that serves the data path of every channel: pump, look again for a while, arm the event indices,
-/// sleep in epoll. The control plane reaches it only through <see cref="Invoke"/>, which the loop looks for at each
-/// turn with one volatile read.
+/// sleep in epoll. The control thread has it do something through <see cref="Invoke"/>, which the loop looks for at each
+/// turn with one volatile read; what it tells of a path, <see cref="ChannelPath.Fault"/> and <see cref="ChannelPath.Snapshot"/>, is read by any thread.
 /// </summary>
 internal sealed unsafe class DataLoop : IDisposable
 {
@@ -28,7 +28,7 @@ internal sealed unsafe class DataLoop : IDisposable
     private readonly EventFd _faults;
     private readonly ManualResetEventSlim _commandDone = new();
     private readonly Thread _thread;
-    private readonly ChannelPath?[] _byId = new ChannelPath?[1024];
+    private readonly ChannelPath?[] _byId;
     private ChannelPath[] _paths = [];
     private Action? _command;
     private Exception? _commandError;
@@ -36,9 +36,11 @@ internal sealed unsafe class DataLoop : IDisposable
     private bool _stop;
 
     /// <param name="mode">What to do when idle.</param>
+    /// <param name="capacity">Channels at the same time.</param>
     /// <param name="faults">Signalled when a path was given up: see <see cref="ChannelPath.Fault"/>.</param>
-    public DataLoop(IdleMode mode, EventFd faults)
+    public DataLoop(IdleMode mode, int capacity, EventFd faults)
     {
+        _byId = new ChannelPath?[capacity];
         _idle = new IdleStrategy(mode, Environment.ProcessorCount);
         _faults = faults;
         _epoll.Add(_wake.FileDescriptor, EpollEvents.EPOLLIN, WakeToken);

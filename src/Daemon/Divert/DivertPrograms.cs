@@ -9,7 +9,6 @@ namespace XenLoop.Divert;
 internal static class DivertPrograms
 {
     // struct __sk_buff of linux/bpf.h.
-    private const int SkbLength = 0;
     private const int SkbVlanPresent = 20;
     private const int SkbData = 76;
     private const int SkbDataEnd = 80;
@@ -101,8 +100,6 @@ internal static class DivertPrograms
 
             .Move(R1, 1)
             .AtomicAdd(R7, VifDivert.Peer.DivertedOffset, R1)
-            .Load(BpfSize.Word, R1, R6, SkbLength)
-            .AtomicAdd(R7, VifDivert.Peer.DivertedBytesOffset, R1)
             .Move(R1, R8)
             .Move(R2, 0)
             .Call(BpfHelper.redirect)

@@ -1,7 +1,7 @@
 using System.Runtime.InteropServices;
-using Tmds.Linux;
 using XenLoop.Interop;
 using XenLoop.Interop.Linux;
+using static XenLoop.Interop.Errno;
 
 namespace XenLoop.Divert;
 
@@ -27,12 +27,10 @@ internal sealed unsafe class VifDivert : IDisposable
     // The successor of a killed daemon learns from the name that clsact was not there before.
     internal const string FilterNameWithClsact = "xenloopd+clsact";
 
-    private const int ENODEV = 19;
-
     private readonly string _interfaceName;
     private readonly int _interfaceIndex;
     private readonly int _slots;
-    private readonly RtNetlink _rtnetlink;
+    private readonly TrafficControl _trafficControl;
     private readonly SafeFd _peers;
     private readonly SafeFd _stamps;
     private readonly MappedMemory _stampLines;
@@ -47,10 +45,11 @@ internal sealed unsafe class VifDivert : IDisposable
     {
         _interfaceName = interfaceName;
         _slots = slots;
-        _rtnetlink = new RtNetlink();
+        _trafficControl = new TrafficControl();
         try
         {
-            LinkInfo link = _rtnetlink.FindLink(interfaceName)
+            using Links links = new();
+            LinkInfo link = links.FindLink(interfaceName)
                 ?? throw new NativeException("RTM_GETLINK", interfaceName, ENODEV);
             _interfaceIndex = link.Index;
             _peers = Bpf.CreateHash("xenloop_peers", sizeof(ulong), sizeof(Peer), MaxTracked);
@@ -135,7 +134,7 @@ internal sealed unsafe class VifDivert : IDisposable
 
     /// <summary>Counters since the destination is tracked; zeros when it is not.</summary>
     public DivertCounters Read(MacAddress peer) =>
-        Bpf.Lookup(_peers, peer.Bits, out Peer found) ? new DivertCounters(found.Seen, found.Diverted, found.DivertedBytes) : default;
+        Bpf.Lookup(_peers, peer.Bits, out Peer found) ? new DivertCounters(found.Seen, found.Diverted) : default;
 
     /// <summary>The slot's stamp: blocked at first.</summary>
     public LivenessStamp Stamp(int slot)
@@ -156,8 +155,8 @@ internal sealed unsafe class VifDivert : IDisposable
             try
             {
                 _acceptProgram ??= Bpf.LoadClassifier("xenloop_accept", DivertPrograms.Accept());
-                _ = _rtnetlink.AddClsact(tap.Index);
-                _rtnetlink.AddIngressRedirect(
+                _ = _trafficControl.AddClsact(tap.Index);
+                _trafficControl.AddIngressRedirect(
                     tap.Index, TcHook.Ingress, FilterPriority, FilterHandle, _acceptProgram.Number, FilterName, _interfaceIndex);
                 return EndsWithTheTap.Instance;
             }
@@ -171,8 +170,8 @@ internal sealed unsafe class VifDivert : IDisposable
         {
             return Bpf.CreateTcxLink(_injectProgram, tap.Index, BpfAttachType.BPF_TCX_INGRESS);
         }
-        _ = _rtnetlink.AddClsact(tap.Index);
-        _rtnetlink.AddBpfFilter(tap.Index, TcHook.Ingress, FilterPriority, FilterHandle, _injectProgram.Number, FilterName);
+        _ = _trafficControl.AddClsact(tap.Index);
+        _trafficControl.AddBpfFilter(tap.Index, TcHook.Ingress, FilterPriority, FilterHandle, _injectProgram.Number, FilterName);
         return EndsWithTheTap.Instance;
     }
 
@@ -182,11 +181,9 @@ internal sealed unsafe class VifDivert : IDisposable
     /// </summary>
     public static void WaitForPackets()
     {
-        // Waits for an RCU grace period; the hooks run inside RCU sections. Refused on machines with nohz_full CPUs: there the wait is by time.
-        const int MEMBARRIER_CMD_GLOBAL = 1;
-        int SYS_membarrier = RuntimeInformation.ProcessArchitecture == Architecture.Arm64 ? 283 : 324;
-        if ((int)LibC.syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0) != 0)
+        if (!Membarrier.TryWaitForAll())
         {
+            // There the wait is by time.
             Thread.Sleep(10);
         }
     }
@@ -220,7 +217,7 @@ internal sealed unsafe class VifDivert : IDisposable
         _stampLines?.Dispose();
         _stamps?.Dispose();
         _peers?.Dispose();
-        _rtnetlink.Dispose();
+        _trafficControl.Dispose();
     }
 
     private void AttachEgress(DivertRung? only)
@@ -241,9 +238,9 @@ internal sealed unsafe class VifDivert : IDisposable
                 // An older kernel: the next rung, whose error counts if it fails, too.
             }
         }
-        _ownsClsact |= _rtnetlink.AddClsact(_interfaceIndex);
+        _ownsClsact |= _trafficControl.AddClsact(_interfaceIndex);
         Rung = DivertRung.ClsBpf;
-        _rtnetlink.AddBpfFilter(
+        _trafficControl.AddBpfFilter(
             _interfaceIndex, TcHook.Egress, FilterPriority, FilterHandle, _egressProgram.Number,
             _ownsClsact ? FilterNameWithClsact : FilterName);
     }
@@ -252,11 +249,11 @@ internal sealed unsafe class VifDivert : IDisposable
     /// <returns>True when its owner had added clsact, too.</returns>
     private bool RemoveStaleFilter()
     {
-        foreach (TcFilter filter in _rtnetlink.ListFilters(_interfaceIndex, TcHook.Egress))
+        foreach (TcFilter filter in _trafficControl.ListFilters(_interfaceIndex, TcHook.Egress))
         {
             if (filter is { Kind: "bpf", Priority: FilterPriority, Handle: FilterHandle, Name: FilterName or FilterNameWithClsact })
             {
-                _ = _rtnetlink.DeleteFilter(_interfaceIndex, TcHook.Egress, FilterPriority, FilterHandle);
+                _ = _trafficControl.DeleteFilter(_interfaceIndex, TcHook.Egress, FilterPriority, FilterHandle);
                 return filter.Name == FilterNameWithClsact;
             }
         }
@@ -273,10 +270,10 @@ internal sealed unsafe class VifDivert : IDisposable
     private void ReleaseClsact()
     {
         if (_ownsClsact &&
-            _rtnetlink.ListFilters(_interfaceIndex, TcHook.Egress).Count == 0 &&
-            _rtnetlink.ListFilters(_interfaceIndex, TcHook.Ingress).Count == 0)
+            _trafficControl.ListFilters(_interfaceIndex, TcHook.Egress).Count == 0 &&
+            _trafficControl.ListFilters(_interfaceIndex, TcHook.Ingress).Count == 0)
         {
-            _rtnetlink.DeleteClsact(_interfaceIndex);
+            _trafficControl.DeleteClsact(_interfaceIndex);
         }
         _ownsClsact = false;
     }
@@ -299,12 +296,11 @@ internal sealed unsafe class VifDivert : IDisposable
         public const int SlotOffset = 4;
         public const int SeenOffset = 8;
         public const int DivertedOffset = 16;
-        public const int DivertedBytesOffset = 24;
-        public const int AddressOffset = 32;
-        public const int WindowStartOffset = 40;
-        public const int WindowCountOffset = 48;
-        public const int LastCountOffset = 52;
-        public const int ThresholdOffset = 56;
+        public const int AddressOffset = 24;
+        public const int WindowStartOffset = 32;
+        public const int WindowCountOffset = 40;
+        public const int LastCountOffset = 44;
+        public const int ThresholdOffset = 48;
 
         /// <summary>0: tracked, not connected.</summary>
         [FieldOffset(TapIndexOffset)]
@@ -318,9 +314,6 @@ internal sealed unsafe class VifDivert : IDisposable
 
         [FieldOffset(DivertedOffset)]
         public ulong Diverted;
-
-        [FieldOffset(DivertedBytesOffset)]
-        public ulong DivertedBytes;
 
         /// <summary>The key once more, for the report.</summary>
         [FieldOffset(AddressOffset)]

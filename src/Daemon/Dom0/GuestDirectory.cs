@@ -17,8 +17,8 @@ internal sealed class GuestDirectory : IDisposable
     private readonly WatchSet _watches;
     private readonly Publisher _publisher;
     private readonly TimeProvider _clock;
-    private readonly RtNetlink _rtnetlink = new();
-    private readonly LinkMonitor _links = new();
+    private readonly Links _links = new();
+    private readonly LinkMonitor _linkChanges = new();
     private readonly SortedDictionary<ushort, GuestRecord> _guests = [];
     private readonly HashSet<GuestRecord> _renamed = [];
     private readonly HashSet<GuestRecord> _rewired = [];
@@ -32,13 +32,13 @@ internal sealed class GuestDirectory : IDisposable
     public GuestDirectory(XenStore xenStore, WatchSet watches, Publisher publisher, TimeProvider clock)
     {
         (_xenStore, _watches, _publisher, _clock) = (xenStore, watches, publisher, clock);
-        _masters = _rtnetlink.ListMasters();
+        _masters = _links.ListMasters();
         watches.Add(StorePaths.IntroduceDomain, _ => _domainsChanged = true);
         watches.Add(StorePaths.ReleaseDomain, _ => _domainsChanged = true);
     }
 
     /// <summary>Readable when interfaces have changed.</summary>
-    public int FileDescriptor => _links.FileDescriptor;
+    public int FileDescriptor => _linkChanges.FileDescriptor;
 
     /// <summary>By domid.</summary>
     public IReadOnlyCollection<GuestRecord> Guests => _guests.Values;
@@ -85,9 +85,9 @@ internal sealed class GuestDirectory : IDisposable
             changed.Add(guest);
         }
 
-        if (_links.TakeChanges())
+        if (_linkChanges.TakeChanges())
         {
-            _masters = _rtnetlink.ListMasters();
+            _masters = _links.ListMasters();
             // Open vSwitch's ports are told apart by what XenStore says, which may have changed without a watch of ours.
             _rewired.UnionWith(_guests.Values.Where(g => g.Vifs.Any(v => v.Backend == 0 && _masters.TryGetValue(v.Interface, out LinkMaster m) && !m.IsBridge)));
             changed.UnionWith(_guests.Values.Where(FindSegments));
@@ -149,8 +149,8 @@ internal sealed class GuestDirectory : IDisposable
 
     public void Dispose()
     {
+        _linkChanges.Dispose();
         _links.Dispose();
-        _rtnetlink.Dispose();
     }
 
     private void FollowDomains(List<GuestRecord> gone, HashSet<GuestRecord> changed)

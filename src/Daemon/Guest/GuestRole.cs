@@ -78,7 +78,7 @@ internal sealed class GuestRole : IRole
         Descriptors = [_xenStore.FileDescriptor, _links.FileDescriptor, _demands.FileDescriptor];
         ushort self = ReadDomid() ?? throw new InvalidDataException("this domain has no \"domid\" node in XenStore");
         Features features = TapDevice.ProbeUso() ? Features.Uso : Features.None;
-        _loop = new DataLoop(mode, faults);
+        _loop = new DataLoop(mode, GuestSettings.MostChannels, faults);
         _context = new ChannelContext(hypervisor, _xenStore, _watches, _loop, new Offer(Offer.CurrentVersion, features), ringBytes)
         {
             Self = self,

@@ -22,7 +22,7 @@ internal sealed class Vifs(IHypervisor hypervisor, Introductions introductions, 
     private static readonly TimeSpan _firstRetry = TimeSpan.FromSeconds(1);
     private static readonly TimeSpan _lastRetry = TimeSpan.FromMinutes(5);
 
-    private readonly RtNetlink _rtnetlink = new();
+    private readonly Links _links = new();
     private readonly Dictionary<int, VifPort> _ports = [];
     private TimeSpan _retry = _firstRetry;
     private string _lastComplaint = "";
@@ -68,7 +68,7 @@ internal sealed class Vifs(IHypervisor hypervisor, Introductions introductions, 
                 // A vif that Dom0 introduces may not have its interface yet (hot-plug): the kernel tells when it has.
                 if (hypervisor.FindVifInterface(vif) is { } interfaceName)
                 {
-                    _ports[vif] = new VifPort(vif, interfaceName, mac, _rtnetlink, demands);
+                    _ports[vif] = new VifPort(vif, interfaceName, mac, _links, demands);
                     _retry = _firstRetry;
                     Log.Info($"vif {vif} is {interfaceName}, {mac}, divert by {_ports[vif].Divert.Rung}");
                     added.Add(vif);
@@ -145,7 +145,7 @@ internal sealed class Vifs(IHypervisor hypervisor, Introductions introductions, 
             port.Dispose();
         }
 
-        _rtnetlink.Dispose();
+        _links.Dispose();
     }
 
     /// <summary>Counts the packets to a peer, if its vif's interface is there: else that comes later.</summary>

@@ -3,6 +3,7 @@ using System.Runtime.InteropServices;
 using XenLoop.Interop;
 using XenLoop.Interop.Xen;
 using XenLoop.Service;
+using static XenLoop.Interop.Errno;
 using static XenLoop.Interop.Xen.LibXenEvtchn;
 using static XenLoop.Interop.Xen.LibXenGntTab;
 
@@ -15,8 +16,6 @@ internal sealed unsafe class RealXen : IHypervisor, IGrantTable, IEventChannels
     private const string Features = "/sys/hypervisor/properties/features";
     private const string GntallocLimit = "/sys/module/xen_gntalloc/parameters/limit";
 
-    private const int ENOENT = 2;
-    private const int ENOSPC = 28;
     private const int PROT_READ_WRITE = 1 | 2;
 
     /// <summary>XENFEAT_dom0 (xen/features.h): bit number among the features Xen offers this domain.</summary>

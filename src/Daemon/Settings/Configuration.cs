@@ -25,6 +25,10 @@ internal sealed record Configuration
 /// <summary>How a guest takes part.</summary>
 internal sealed record GuestSettings
 {
+    /// <summary>Channels at the same time, whatever a file says; everything that holds one for each has room for so many.
+    /// XenStore allows a guest some 120 watches, and each channel has one.</summary>
+    public const int MostChannels = 100;
+
     /// <summary>False: this guest offers itself to nobody, and its packets go by netfront.</summary>
     public bool Enabled { get; init; } = true;
 
@@ -34,7 +38,7 @@ internal sealed record GuestSettings
     /// <summary>A channel that carried nothing for so many seconds is dropped; from 1 to 604,800, a week.</summary>
     public int IdleSeconds { get; init; } = 300;
 
-    /// <summary>Channels at the same time, from 1 to 100.</summary>
+    /// <summary>Channels at the same time, from 1 to <see cref="MostChannels"/>.</summary>
     public int MaxChannels { get; init; } = 64;
 
     /// <summary>MiB that the rings of all channels may take together, from 1 to 4096; null for an eighth of the guest's memory, 128 at most.</summary>

@@ -217,7 +217,7 @@ internal sealed class ConfigurationReader
                 _guest = _guest with { IdleSeconds = ReadNumber(name, value, 7 * 24 * 3600) };
                 break;
             case "guest.max-channels":
-                _guest = _guest with { MaxChannels = ReadNumber(name, value, 100) };
+                _guest = _guest with { MaxChannels = ReadNumber(name, value, GuestSettings.MostChannels) };
                 break;
             case "guest.max-memory-mib":
                 _guest = _guest with { MaxMemoryMiB = ReadNumber(name, value, 4096) };

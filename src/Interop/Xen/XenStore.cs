@@ -1,6 +1,7 @@
 using System.Buffers;
 using System.Runtime.InteropServices;
 using System.Text;
+using static XenLoop.Interop.Errno;
 using static XenLoop.Interop.Xen.LibXenStore;
 
 namespace XenLoop.Interop.Xen;
@@ -26,13 +27,6 @@ internal enum XenStoreAccess : uint
 /// </remarks>
 internal sealed unsafe class XenStore : IWatchSource, IStoreReader, IDisposable
 {
-    private const int ENOENT = 2;
-    private const int E2BIG = 7;
-    private const int EAGAIN = 11;
-    private const int EACCES = 13;
-    private const int EINVAL = 22;
-    private const int ENOSPC = 28;
-
     // The kernel's xenbus device takes a header of 16 bytes and the payload in one page.
     private const int PayloadMax = 4096 - 16;
     private const int AbsolutePathMax = 3072;

@@ -30,7 +30,7 @@ internal sealed class Backoff
     public Deadline Retry { get; private set; }
 
     /// <summary>From here on a new channel may begin as if nothing had been.</summary>
-    public Deadline Forget { get; private set; }
+    public Deadline Forgotten { get; private set; }
 
     /// <summary>The channel was no failure, whatever ended it: the next attempt starts at the first distance.</summary>
     public void Prove() => _distance = First;
@@ -46,7 +46,7 @@ internal sealed class Backoff
         };
         TimeSpan doubled = Min(_distance * 2, longest);
         _distance = Max(_distance, doubled);
-        Forget = how == ChannelEnd.Quiet ? Retry : Retry.Plus(Max(_distance, ShortestMemory));
+        Forgotten = how == ChannelEnd.Quiet ? Retry : Retry.Plus(Max(_distance, ShortestMemory));
     }
 
     private static TimeSpan Min(TimeSpan one, TimeSpan other) => one < other ? one : other;

@@ -129,7 +129,7 @@ internal sealed class ChannelMachine(bool listener, ushort peer, Func<ulong> new
     public bool IsProven(TimeSpan now) => IsUp && now - _upSince > ProvenTime;
 
     /// <summary>Nobody needs it, and nothing is held any more. What failed is remembered for a while, so that the next attempt keeps its distance.</summary>
-    public bool IsFinished(TimeSpan now) => Step == ChannelStep.Waiting && (!Wanted || (!_attemptDue && _backoff.Forget.IsDue(now)));
+    public bool IsFinished(TimeSpan now) => Step == ChannelStep.Waiting && (!Wanted || (!_attemptDue && _backoff.Forgotten.IsDue(now)));
 
     /// <summary>This side has packets for the peer: an attempt is due.</summary>
     public void Demand() => _demanded = true;
@@ -287,7 +287,7 @@ internal sealed class ChannelMachine(bool listener, ushort peer, Func<ulong> new
         _attemptDue = Step == ChannelStep.Waiting && Wanted && (_demanded || IsCalled(said) || CanConnect(said));
         Due = Step switch
         {
-            ChannelStep.Waiting => _attemptDue ? Retry : _backoff.Forget,
+            ChannelStep.Waiting => _attemptDue ? Retry : _backoff.Forgotten,
             ChannelStep.Calling or ChannelStep.Listening or ChannelStep.Connected => Deadline.At(_stepSince + AnswerTime),
             ChannelStep.Running => _meter.NextLook,
             ChannelStep.Draining => Deadline.At(now + DrainPoll),

@@ -1,7 +1,7 @@
-using Tmds.Linux;
 using XenLoop.Divert;
 using XenLoop.Interop;
 using XenLoop.Interop.Linux;
+using XenLoop.Settings;
 
 namespace XenLoop.Guest.Channels;
 
@@ -11,19 +11,18 @@ namespace XenLoop.Guest.Channels;
 /// </summary>
 internal sealed class VifPort : IDisposable
 {
-    private const int MaxChannels = 256;
     private const int TapQueueLength = 1000;
 
-    private readonly bool[] _slots = new bool[MaxChannels];
-    private readonly RtNetlink _rtnetlink;
+    private readonly bool[] _slots = new bool[GuestSettings.MostChannels];
+    private readonly Links _links;
 
-    public VifPort(int vif, string interfaceName, MacAddress mac, RtNetlink rtnetlink, BpfRingBuffer demands)
+    public VifPort(int vif, string interfaceName, MacAddress mac, Links links, BpfRingBuffer demands)
     {
         Vif = vif;
         InterfaceName = interfaceName;
         Mac = mac;
-        _rtnetlink = rtnetlink;
-        Divert = VifDivert.Attach(interfaceName, mac, MaxChannels, vif, demands);
+        _links = links;
+        Divert = VifDivert.Attach(interfaceName, mac, GuestSettings.MostChannels, vif, demands);
     }
 
     public int Vif { get; }
@@ -39,7 +38,7 @@ internal sealed class VifPort : IDisposable
     public bool IsInPlace { get; private set; } = true;
 
     /// <summary>Looks whether the interface is still there. To be called when links have changed.</summary>
-    public void CheckPlace() => IsInPlace = _rtnetlink.FindLink(InterfaceName)?.Index == Divert.InterfaceIndex;
+    public void CheckPlace() => IsInPlace = _links.FindLink(InterfaceName)?.Index == Divert.InterfaceIndex;
 
     /// <summary>A free slot, or -1.</summary>
     public int TakeSlot()
@@ -58,12 +57,12 @@ internal sealed class VifPort : IDisposable
     /// <summary>The TAP of one channel: up, silent, its input re-injected at the vif's ingress.</summary>
     public ChannelTap OpenTap(string name, bool uso)
     {
-        LinkInfo link = _rtnetlink.FindLink(InterfaceName)
-            ?? throw new NativeException("RTM_GETLINK", InterfaceName, LibC.ENODEV);
+        LinkInfo link = _links.FindLink(InterfaceName)
+            ?? throw new NativeException("RTM_GETLINK", InterfaceName, Errno.ENODEV);
         TapDevice tap = TapDevice.Open(name, uso);
         try
         {
-            tap.BringUp(_rtnetlink, link.Mtu, TapQueueLength);
+            tap.BringUp(_links, link.Mtu, TapQueueLength);
             return new ChannelTap(tap, Divert.AttachReinjection(tap));
         }
         catch
