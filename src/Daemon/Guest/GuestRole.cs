@@ -281,7 +281,6 @@ internal sealed class GuestRole : IRole
         // They only remember failures, of peers of another life.
         _channels.RetireAll(_clock.Now());
         BeginAnew();
-        _quiesced = null;
         if (_settings.Enabled)
         {
             _xenStore.Write(StorePaths.OwnOffer, _context.Offer.ToString());
