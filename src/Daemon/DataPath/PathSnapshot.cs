@@ -1,9 +1,14 @@
 namespace XenLoop.DataPath;
 
 /// <summary>What other threads see of a path.</summary>
-/// <param name="Counters">Each whole, though not all of the same instant.</param>
-/// <param name="Stalled">The peer does not empty its ring: traffic goes by netfront until it has.</param>
-internal readonly record struct PathSnapshot(PathCounters Counters, bool Stalled);
+internal readonly struct PathSnapshot(PathCounters counters, bool stalled)
+{
+    /// <summary>Each whole, though not all of the same instant.</summary>
+    public PathCounters Counters { get; } = counters;
+
+    /// <summary>The peer does not empty its ring: traffic goes by netfront until it has.</summary>
+    public bool Stalled { get; } = stalled;
+}
 
 /// <summary>What passed, in packets and bytes of frame.</summary>
 internal struct PathCounters

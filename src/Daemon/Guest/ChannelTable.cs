@@ -31,7 +31,19 @@ internal sealed class ChannelTable(ChannelContext context)
     public bool HoldsAnything => _channels.Values.Any(c => !c.IsWaiting);
 
     /// <summary>When one of them needs a turn though nothing has changed.</summary>
-    public Deadline Due => _channels.Values.Aggregate(Deadline.Never, (due, channel) => due.Or(channel.Due));
+    public Deadline Due
+    {
+        get
+        {
+            Deadline due = Deadline.Never;
+            foreach (Channel channel in _channels.Values)
+            {
+                due = due.Or(channel.Due);
+            }
+
+            return due;
+        }
+    }
 
     public bool Contains(ChannelKey key) => _channels.ContainsKey(key);
 

@@ -229,7 +229,7 @@ internal sealed class Channel
             _lastComplaint = move.Reason;
             if (IsNews(move.Reason))
             {
-                Log.Warning($"channel closed: {Key}: {move.Reason}. Traffic goes by netfront; next attempt in {_machine.Retry.In(now).TotalMilliseconds:f0} ms");
+                Log.Warning($"channel closed: {Key}: {move.Reason}. Traffic goes by netfront; next attempt in {(long)_machine.Retry.In(now).TotalMilliseconds} ms");
             }
         }
         else if (wasUp)
