@@ -1,9 +1,10 @@
+using XenLoop.Rig;
 using Xunit;
 
 namespace XenLoop.Tests.Xen;
 
 // All tests run on Debian 13. These run again on a host of Debian 12, where cls_bpf diverts and not TCX, and the kernel, xl and systemd
-// suspend guests and end daemons in their own ways. One host for all: nobody waits for it, for the others' hosts take longer.
+// suspend guests in their own ways; SystemdTests has the unprepared suspend. One host for all: the others' take longer.
 
 /// <summary>A host of Debian 12, for the classes below.</summary>
 [CollectionDefinition(Name)]
@@ -13,7 +14,7 @@ public sealed class BookwormHost : ICollectionFixture<BookwormFixture>
 }
 
 /// <summary>As <see cref="ChannelFixture"/>, on Debian 12.</summary>
-public sealed class BookwormFixture() : ChannelFixture(XenLoop.Rig.DebianRelease.Bookworm);
+public sealed class BookwormFixture() : ChannelFixture(DebianRelease.Bookworm);
 
 /// <inheritdoc/>
 [Collection(BookwormHost.Name)]
@@ -22,10 +23,6 @@ public sealed class BookwormChannelTests(BookwormFixture xen) : ChannelTests(xen
 /// <inheritdoc/>
 [Collection(BookwormHost.Name)]
 public sealed class BookwormSuspendTests(BookwormFixture xen) : SuspendTests(xen);
-
-/// <inheritdoc/>
-[Collection(BookwormHost.Name)]
-public sealed class BookwormUnpreparedSuspendTests(BookwormFixture xen) : UnpreparedSuspendTests(xen);
 
 /// <inheritdoc/>
 [Collection(BookwormHost.Name)]

@@ -76,6 +76,13 @@ public class ChannelFixture : IAsyncLifetime
         await b.Daemon.WaitForAsync(a.Guest.Domid, "running");
     }
 
+    /// <summary>As <see cref="ChannelUpAsync"/>, of guests by name.</summary>
+    public async Task<(Node From, Node To)> UpAsync(string a, string b)
+    {
+        await ChannelUpAsync(this[a], this[b]);
+        return (this[a], this[b]);
+    }
+
     /// <summary>Suspends a guest with nothing but xl, and waits until it runs again.</summary>
     /// <param name="guest">Of this host.</param>
     /// <param name="how">"restore", "cancel" or "migrate", which is to the same host.</param>

@@ -5,7 +5,7 @@ using Xunit;
 
 namespace XenLoop.Tests.Xen;
 
-/// <summary>What unmodified programs see while the daemons move their packets, and what they see when daemons come and go.</summary>
+/// <summary>What unmodified programs see while the daemons move their packets, and what they see when a daemon dies or ends.</summary>
 [Collection(ChannelHost.Name)]
 public partial class ChannelTests(ChannelFixture xen)
 {
@@ -17,7 +17,7 @@ public partial class ChannelTests(ChannelFixture xen)
     [Theory, MemberData(nameof(Pairs))]
     public async Task The_divert_and_the_offloads_are_the_best_that_the_kernel_has(string a, string b)
     {
-        (Node from, Node to) = await UpAsync(a, b);
+        (Node from, Node to) = await xen.UpAsync(a, b);
         string divert = (await from.Daemon.StatusAsync()).GetProperty("vifs")[0].GetProperty("divert").GetString()!;
         string uso = (await from.RunAsync($"ethtool -k xl{to.Domid}.0 | sed -n 's/^tx-udp-segmentation: //p'")).Check().Output;
         Assert.Equal(xen.Host.Options.Release == DebianRelease.Bookworm ? ("clsbpf", "off [fixed]\n") : ("tcx", "on\n"), (divert, uso));
@@ -26,7 +26,7 @@ public partial class ChannelTests(ChannelFixture xen)
     [Theory, MemberData(nameof(AllPairs))]
     public async Task Pings_of_every_size_pass_through_the_channel(string a, string b)
     {
-        (Node from, Node to) = await UpAsync(a, b);
+        (Node from, Node to) = await xen.UpAsync(a, b);
         (long sent, long received) before = await from.PacketsAsync(to);
         foreach (string address in new[] { to.Guest.Ipv4, to.Guest.Ipv6, to.Guest.LinkLocal + "%eth0" })
         {
@@ -45,7 +45,7 @@ public partial class ChannelTests(ChannelFixture xen)
     [Theory, MemberData(nameof(AllPairs))]
     public async Task Tcp_in_both_directions_at_once_arrives_unchanged(string a, string b)
     {
-        (Node left, Node right) = await UpAsync(a, b);
+        (Node left, Node right) = await xen.UpAsync(a, b);
         (long sent, long received) before = await left.PacketsAsync(right);
         string receive = $"socat -u TCP-LISTEN:5001,reuseaddr CREATE:/tmp/got & echo $! >/tmp/receiver; {TcpTransfer.Listening(5001)}";
         foreach (Node node in new[] { left, right })
@@ -65,7 +65,7 @@ public partial class ChannelTests(ChannelFixture xen)
     [Theory, MemberData(nameof(Pairs))]
     public async Task Udp_passes_in_datagrams_of_every_size(string a, string b)
     {
-        (Node from, Node to) = await UpAsync(a, b);
+        (Node from, Node to) = await xen.UpAsync(a, b);
         // An echo at the other end; each datagram must come back as it went.
         (await to.RunAsync("socat -b 65536 UDP-LISTEN:5002,fork PIPE >/dev/null 2>&1 & sleep 0.3")).Check();
         try
@@ -90,7 +90,7 @@ public partial class ChannelTests(ChannelFixture xen)
     [Theory, MemberData(nameof(Pairs))]
     public async Task A_firewall_rule_on_eth0_is_honoured(string a, string b)
     {
-        (Node from, Node to) = await UpAsync(a, b);
+        (Node from, Node to) = await xen.UpAsync(a, b);
         (await to.RunAsync($$"""
             nft add table inet fw
             nft 'add chain inet fw input { type filter hook input priority 0; }'
@@ -127,36 +127,10 @@ public partial class ChannelTests(ChannelFixture xen)
     [Theory, MemberData(nameof(Pairs))]
     public async Task Ssh_works_and_tcpdump_on_eth0_sees_what_is_received(string a, string b)
     {
-        (Node from, Node to) = await UpAsync(a, b);
+        (Node from, Node to) = await xen.UpAsync(a, b);
         (await to.RunAsync("tcpdump -i eth0 -n -c 5 -w /dev/null tcp port 22 2>/tmp/dump & sleep 1")).Check();
         Assert.Equal(b, (await from.RunAsync($"ssh {to.Guest.Ipv4} hostname")).Check().Output.Trim());
         (await to.RunAsync("while pidof tcpdump >/dev/null; do sleep 0.1; done; cat /tmp/dump; grep '^5 packets captured' /tmp/dump")).Check();
-    }
-
-    [Theory, MemberData(nameof(Pairs))]
-    public async Task A_connection_outlives_the_channels_building_loss_and_rebuilding(string a, string b)
-    {
-        (Node from, Node to) = await UpAsync(a, b);
-        await from.Daemon.StopAsync();
-
-        // 40 pieces, one every half a second, over one connection that begins on netfront.
-        (await to.RunAsync($"socat -u TCP-LISTEN:5005,reuseaddr CREATE:/tmp/stream & echo $! >/tmp/receiver; {TcpTransfer.Listening(5005)}")).Check();
-        (await from.RunAsync("head -c 4000000 /dev/urandom >/tmp/source")).Check();
-        Task<CommandResult> sending = from.RunAsync($$"""
-            { for i in $(seq 0 39); do dd if=/tmp/source bs=100000 skip=$i count=1 2>/dev/null; sleep 0.5; done; } | socat -u - TCP:{{to.Guest.Ipv4}}:5005
-            sha256sum </tmp/source
-            """);
-        await xen.SleepAsync(1);
-        await from.Daemon.StartAsync();
-        await ChannelFixture.ChannelUpAsync(from, to);
-        await to.Daemon.SignalAsync("KILL");
-        await xen.SleepAsync(1.5);
-        await to.Daemon.StartAsync();
-        await ChannelFixture.ChannelUpAsync(from, to);
-        Assert.False(sending.IsCompleted, "the stream was over before the channel was back: nothing is shown");
-
-        string digest = (await sending).Check().Output;
-        Assert.Equal(digest, (await to.RunAsync("while kill -0 $(cat /tmp/receiver) 2>/dev/null; do sleep 0.1; done; sha256sum </tmp/stream")).Check().Output);
     }
 
     public static TheoryData<string, string, string, int> Blows()
@@ -177,7 +151,7 @@ public partial class ChannelTests(ChannelFixture xen)
     [Theory, MemberData(nameof(Blows))]
     public async Task A_daemon_killed_or_stopped_costs_less_than_a_second(string a, string b, string signal, int victim)
     {
-        (Node from, Node to) = await UpAsync(a, b);
+        (Node from, Node to) = await xen.UpAsync(a, b);
         Node struck = victim == 0 ? from : to;
         Task<CommandResult> pinging = from.RunAsync($"ping -D -i 0.05 -c 300 -W 1 {to.Guest.Ipv4}");
         // One script over there: the guests' clock leaps ahead of ours whenever they all wait.
@@ -194,46 +168,9 @@ public partial class ChannelTests(ChannelFixture xen)
     }
 
     [Fact]
-    public async Task Dom0s_daemon_restarted_costs_no_packet_and_no_channel()
-    {
-        (Node from, Node to) = await UpAsync("pvh1", "pv1");
-        (long sent, long received) before = await from.PacketsAsync(to);
-        Task<CommandResult> pinging = from.RunAsync($"ping -q -i 0.05 -c 200 {to.Guest.Ipv4}");
-        await xen.Dom0.SignalAsync("KILL");
-        await xen.Dom0.StartAsync();
-        await xen.Dom0.StopAsync();
-        await xen.Dom0.StartAsync();
-        Assert.Contains(" 0% packet loss", (await pinging).Output, StringComparison.Ordinal);
-        (long sent, long received) after = await from.PacketsAsync(to);
-        Assert.True(after.sent - before.sent >= 200, $"{before} to {after}: the channel did not stay");
-    }
-
-    [Theory]
-    [InlineData(GuestKind.Pvh, "pvh1")]
-    [InlineData(GuestKind.Pv, "pv1")]
-    public async Task A_guest_destroyed_leaves_no_zombie(GuestKind kind, string peerName)
-    {
-        Node peer = xen[peerName];
-        Node doomed = await xen.AddGuestAsync($"doomed-{kind}", kind);
-        await ChannelFixture.ChannelUpAsync(peer, doomed);
-        await doomed.Guest.DestroyAsync();
-        for (int i = 0; i < 50; i++)
-        {
-            if (!(await xen.Host.DomainsAsync()).Any(d => d.Id == doomed.Guest.Domid))
-            {
-                return;
-            }
-
-            await xen.SleepAsync(0.1);
-        }
-
-        Assert.Fail($"still there after 5 s: {string.Join('\n', await xen.Host.DomainsAsync())}\n{await peer.Daemon.LogAsync()}");
-    }
-
-    [Fact]
     public async Task A_daemon_that_ends_leaves_nothing_behind()
     {
-        (Node from, Node to) = await UpAsync("pvh2", "pv2");
+        (Node from, Node to) = await xen.UpAsync("pvh2", "pv2");
         await to.Daemon.StopAsync();
         CommandResult left = await to.RunAsync("""
             ip -o link | grep ': xl'
@@ -245,12 +182,6 @@ public partial class ChannelTests(ChannelFixture xen)
         Assert.Equal("", left.Output);
         (await from.RunAsync($"ping -q -c 3 -i 0.2 {to.Guest.Ipv4}")).Check();
         await to.Daemon.StartAsync();
-    }
-
-    private async Task<(Node From, Node To)> UpAsync(string a, string b)
-    {
-        await ChannelFixture.ChannelUpAsync(xen[a], xen[b]);
-        return (xen[a], xen[b]);
     }
 
     /// <summary>The longest time between two answers, in seconds.</summary>
