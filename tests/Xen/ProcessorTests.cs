@@ -12,7 +12,7 @@ public sealed class OwnQemuFactAttribute : FactAttribute
     {
         if (!XenHost.HasOwnQemu)
         {
-            Skip = "The rig could not build its own QEMU on this machine: tests/Rig/qemu/build says why.";
+            Skip = "The rig could not build its own QEMU on this machine: rig/qemu/build says why.";
         }
     }
 }

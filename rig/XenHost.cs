@@ -58,7 +58,7 @@ public sealed class XenHost : IAsyncDisposable
         if ((options.Processors > 1 || options.Profile) && !HasOwnQemu)
         {
             throw new NotSupportedException(
-                "A host with several processors, and a profile, need the QEMU that the rig builds, which was not possible here: see what tests/Rig/qemu/build says.");
+                "A host with several processors, and a profile, need the QEMU that the rig builds, which was not possible here: see what rig/qemu/build says.");
         }
 
         Qemu qemu = await Qemu.StartAsync(image, options);

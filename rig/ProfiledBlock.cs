@@ -8,7 +8,7 @@ namespace XenLoop.Rig;
 /// <param name="Length">Instructions of the stretch, which is left only at its end.</param>
 public readonly record struct ProfiledBlock(ulong Address, long Instructions, int Length)
 {
-    /// <summary>A line of the plugin's (tests/Rig/qemu/profile.c).</summary>
+    /// <summary>A line of the plugin's (rig/qemu/profile.c).</summary>
     internal static ProfiledBlock Parse(string line)
     {
         string[] fields = line.Split(' ');

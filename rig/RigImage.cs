@@ -2,7 +2,7 @@ using System.Diagnostics;
 
 namespace XenLoop.Rig;
 
-/// <summary>The files that the rig boots, made by <c>tests/Rig/image/build</c>.</summary>
+/// <summary>The files that the rig boots, made by <c>rig/image/build</c>.</summary>
 internal sealed class RigImage
 {
     private static readonly SemaphoreSlim _buildOnce = new(1);
@@ -11,7 +11,7 @@ internal sealed class RigImage
 
     private RigImage(string release)
     {
-        RunQemu = Path.Combine(RepositoryRoot, "tests", "Rig", "run-qemu");
+        RunQemu = Path.Combine(RepositoryRoot, "rig", "run-qemu");
         _folder = Path.Combine(Rig, release);
     }
 
@@ -39,7 +39,7 @@ internal sealed class RigImage
         await _buildOnce.WaitAsync();
         try
         {
-            await RunScriptAsync(Path.Combine("tests", "Rig", "image", "build"), release);
+            await RunScriptAsync(Path.Combine("rig", "image", "build"), release);
         }
         finally
         {
@@ -71,13 +71,13 @@ internal sealed class RigImage
     {
         for (string? folder = AppContext.BaseDirectory; folder is not null; folder = Path.GetDirectoryName(folder))
         {
-            if (File.Exists(Path.Combine(folder, "tests", "Rig", "run-qemu")))
+            if (File.Exists(Path.Combine(folder, "rig", "run-qemu")))
             {
                 return folder;
             }
         }
 
         throw new DirectoryNotFoundException(
-            $"No folder above {AppContext.BaseDirectory} has tests/Rig/run-qemu: the rig runs from within its repository.");
+            $"No folder above {AppContext.BaseDirectory} has rig/run-qemu: the rig runs from within its repository.");
     }
 }
