@@ -137,9 +137,17 @@ internal sealed class GuestRole : IRole
 
     public Deadline Turn()
     {
-        _watches.Drain();
-        FollowResume();
-        bool introduced = !_stopping && _introductions.Read(PeerChanged);
+        bool introduced = false, more;
+        do
+        {
+            _watches.Drain();
+            FollowResume();
+            // Dom0 writes several nodes for one change: what fires while they are read is read before anything is done.
+            more = !_stopping && _introductions.Read(PeerChanged);
+            introduced |= more;
+        }
+        while (more);
+
         FollowQuiesce();
 
         TimeSpan now = _clock.Now();
