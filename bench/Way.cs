@@ -5,13 +5,14 @@ namespace XenLoop.Bench;
 /// <param name="DaemonArguments">Of the guests' daemons; null when none runs.</param>
 internal sealed record Way(string Name, string? DaemonArguments)
 {
-    public static readonly Way Netfront = new("netfront", null);
+    /// <summary>As users have it who set nothing.</summary>
+    public static readonly Way Default = new("adaptive", "--mode adaptive");
 
     /// <summary>Netfront first: with it no daemon has run yet.</summary>
     public static readonly Way[] All =
     [
-        Netfront,
-        new("adaptive", "--mode adaptive"),
+        new("netfront", null),
+        Default,
         new("event", "--mode event"),
         new("poll", "--mode poll"),
     ];
