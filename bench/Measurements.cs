@@ -61,7 +61,7 @@ internal static partial class Measurements
     // As short as the programs allow: emulation takes half a minute for a second of several processors.
     public static readonly Measurement[] All =
     [
-        new("ping", "ping, round trip", "us", RoundTrip, "ping -q -A -c 300 SERVER", o => new(1000 * Number(PingSummary(), o), 300)),
+        Ping(300),
         Sockperf("tcp_rr", "sockperf TCP, one way p50", "--tcp -p 11111"),
         Sockperf("udp_rr", "sockperf UDP, one way p50", "-p 11112"),
         Tcp(64, 1, 3), Tcp(1024, 1, 30), Tcp(8192, 1, 160), Tcp(65536, 1, 256),
@@ -76,6 +76,9 @@ internal static partial class Measurements
         Udp("udp_60000", "UDP 60000 B unpaced, received", "Gb/s", 1e9, 60000, 48),
     ];
 
+    /// <summary>For profiles: so long that starting and ending the programs is little of it.</summary>
+    public static readonly Measurement[] Profiled = [Ping(5000), Tcp(65536, 1, 1024)];
+
     /// <summary>Halves the range of rates eight times, a sixteenth of a second of datagrams each.</summary>
     private const string HighestRate = """
         low=0 high=2048
@@ -86,6 +89,9 @@ internal static partial class Measurements
         done
         echo $low
         """;
+
+    private static Measurement Ping(int count) => new("ping", "ping, round trip", "us", RoundTrip,
+        $"ping -q -A -c {count} SERVER", o => new(1000 * Number(PingSummary(), o), count));
 
     private static Measurement Sockperf(string key, string name, string arguments) => new(key, name, "us", RoundTrip,
         $"sockperf ping-pong -i SERVER {arguments} -t 1", o => new(Number(SockperfMedian(), o), Number(SockperfMessages(), o)));

@@ -58,7 +58,7 @@ root.SetAction(async (parsed, cancel) =>
     Way[] ways = [.. Way.All.Where(way => parsed.GetValue(waysBy)!.Contains(way.Name))];
     if (parsed.GetValue(profile))
     {
-        await Profile.RunAsync(chosen[0], ways.Length == 1 ? ways[0] : Way.Default, [.. set.Where(m => m.Key is "ping" or "tcp_65536_1")], 45);
+        await Profile.RunAsync(chosen[0], ways.Length == 1 ? ways[0] : Way.Default, Measurements.Profiled, 45);
         return 0;
     }
 
