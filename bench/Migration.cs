@@ -89,7 +89,7 @@ internal static class Migration
         if (save is not null)
         {
             await File.WriteAllTextAsync(save + ".csv", Csv(answers, phases));
-            await File.WriteAllTextAsync(save + ".svg", Chart.Svg([.. Bins(answers, phases[^1].End)], phases));
+            await File.WriteAllTextAsync(save + ".svg", TimeChart.Svg([.. Bins(answers, phases[^1].End)], phases));
         }
 
         // Each transaction is a request that went into the channel.

@@ -5,11 +5,13 @@ namespace XenLoop.Bench;
 /// <summary>A host whose clock counts instructions, with two guests, the programs installed, and the servers running.</summary>
 internal sealed class Pair : IAsyncDisposable
 {
-    private readonly XenHost _host;
     private readonly XenLoopDaemon _dom0Daemon;
+    private bool _dom0Runs;
 
     private Pair(XenHost host, XenGuest client, XenGuest server, XenLoopDaemon dom0Daemon, XenLoopDaemon clientDaemon, XenLoopDaemon serverDaemon) =>
-        (_host, Client, Server, _dom0Daemon, ClientDaemon, ServerDaemon) = (host, client, server, dom0Daemon, clientDaemon, serverDaemon);
+        (Host, Client, Server, _dom0Daemon, ClientDaemon, ServerDaemon) = (host, client, server, dom0Daemon, clientDaemon, serverDaemon);
+
+    public XenHost Host { get; }
 
     public XenGuest Client { get; }
 
@@ -19,14 +21,17 @@ internal sealed class Pair : IAsyncDisposable
 
     public XenLoopDaemon ServerDaemon { get; }
 
-    public static async Task<Pair> StartAsync(GuestKind kind)
+    public static async Task<Pair> StartAsync(GuestKind kind, int guestVcpus, XenHostOptions options, string kernelArguments = "")
     {
-        XenHost host = await XenHost.StartAsync(new XenHostOptions { Timing = RigTiming.Exact });
+        XenHost host = await XenHost.StartAsync(options);
         try
         {
-            XenGuest client = await host.CreateGuestAsync(new GuestOptions { Name = "client", Kind = kind });
-            XenGuest server = await host.CreateGuestAsync(new GuestOptions { Name = "server", Kind = kind });
+            GuestOptions guest = new() { Name = "client", Kind = kind, Vcpus = guestVcpus, KernelArguments = kernelArguments };
+            XenGuest client = await host.CreateGuestAsync(guest);
+            XenGuest server = await host.CreateGuestAsync(guest with { Name = "server" });
             (await server.RunAsync(Measurements.StartServers)).Check();
+            // What booting leaves to do is done, and the two know each other's addresses.
+            (await client.RunAsync($"sleep 10; ping -q -A -c 100 {server.Ipv4}")).Check();
             return new Pair(host, client, server, await XenLoopDaemon.InstallAsync(host), await XenLoopDaemon.InstallAsync(client), await XenLoopDaemon.InstallAsync(server));
         }
         catch
@@ -36,26 +41,58 @@ internal sealed class Pair : IAsyncDisposable
         }
     }
 
-    /// <summary>Starts the daemons in Dom0 and the guests; returns when both guests divert.</summary>
+    /// <summary>Starts the daemons in the guests, and in Dom0 if that has not happened; returns when both guests divert.</summary>
     public async Task StartDaemonsAsync(string arguments = "")
     {
-        await _dom0Daemon.StartAsync();
+        if (!_dom0Runs)
+        {
+            await _dom0Daemon.StartAsync();
+            _dom0Runs = true;
+        }
+
         await ClientDaemon.StartAsync(arguments);
         await ServerDaemon.StartAsync(arguments);
         await ClientDaemon.WaitForAsync(Server.Domid, "running", pinging: Server.Ipv4);
         await ServerDaemon.WaitForAsync(Client.Domid, "running");
     }
 
-    public async Task<double[]> MeasureAsync(Measurement[] set)
+    /// <summary>Ends the daemons in the guests.</summary>
+    public async Task StopDaemonsAsync()
     {
-        double[] figures = new double[set.Length];
-        for (int i = 0; i < set.Length; i++)
-        {
-            figures[i] = await set[i].RunAsync(Client, Server);
-        }
-
-        return figures;
+        await ClientDaemon.StopAsync();
+        await ServerDaemon.StopAsync();
     }
 
-    public ValueTask DisposeAsync() => _host.DisposeAsync();
+    /// <summary>One run of a measurement, and what processor time each domain spent meanwhile.</summary>
+    public async Task<(Outcome Outcome, DomainTimes Times)> MeasureAsync(Measurement measurement)
+    {
+        DomainTimes before = await TimesAsync();
+        Outcome outcome = await measurement.RunAsync(Client, Server);
+        return (outcome, (await TimesAsync()) - before);
+    }
+
+    /// <summary>What <see cref="MeasureAsync"/> itself makes the domains spend.</summary>
+    public async Task<DomainTimes> OverheadAsync()
+    {
+        DomainTimes before = await TimesAsync();
+        (await Client.RunAsync("true")).Check();
+        return (await TimesAsync()) - before;
+    }
+
+    public ValueTask DisposeAsync() => Host.DisposeAsync();
+
+    private async Task<DomainTimes> TimesAsync()
+    {
+        IReadOnlyDictionary<int, long> times = await Host.ProcessorTimesAsync();
+        return new DomainTimes(times[0], times[Client.Domid], times[Server.Domid]);
+    }
+}
+
+/// <summary>Processor time, in nanoseconds.</summary>
+internal readonly record struct DomainTimes(double Dom0, double Client, double Server)
+{
+    public static DomainTimes operator -(DomainTimes left, DomainTimes right) =>
+        new(left.Dom0 - right.Dom0, left.Client - right.Client, left.Server - right.Server);
+
+    public static DomainTimes operator /(DomainTimes times, double by) => new(times.Dom0 / by, times.Client / by, times.Server / by);
 }

@@ -1,19 +1,37 @@
 using System.CommandLine;
-using System.Globalization;
-using System.Text;
 using XenLoop.Bench;
 using XenLoop.Rig;
 
-Option<string> kinds = new("--kind") { Description = "pvh, pv or both.", DefaultValueFactory = _ => "both" };
-Option<string?> save = new("--save") { Description = "Append the table, as Markdown, to this file. With --migration: write this file with .csv and .svg after its name." };
-Option<string> daemon = new("--daemon") { Description = "Arguments for the guests' daemons.", DefaultValueFactory = _ => "" };
-Option<string> only = new("--only") { Description = "Only the measurements whose name contains this.", DefaultValueFactory = _ => "" };
+Option<string[]> hosts = new("--host")
+{
+    Description = $"Hosts: {string.Join("; ", BenchHost.All.Select(host => $"{host.Key} ({host.Description})"))}.",
+    AllowMultipleArgumentsPerToken = true,
+    DefaultValueFactory = _ => [.. BenchHost.All.Select(host => host.Key)],
+};
+Option<string> kind = new("--kind") { Description = "pvh or pv; pv on one processor only.", DefaultValueFactory = _ => "pvh" };
+Option<DebianRelease> release = new("--release") { Description = "What Dom0 and guests run.", DefaultValueFactory = _ => DebianRelease.Trixie };
+Option<string[]> waysBy = new("--way")
+{
+    Description = $"Columns: {string.Join(", ", Way.All.Select(way => way.Name))}.",
+    AllowMultipleArgumentsPerToken = true,
+    DefaultValueFactory = _ => [.. Way.All.Select(way => way.Name)],
+};
+Option<string[]> only = new("--only")
+{
+    Description = $"Rows: {string.Join(", ", Measurements.All.Select(m => m.Key))}; all whose name begins with one of these.",
+    AllowMultipleArgumentsPerToken = true,
+    DefaultValueFactory = _ => [""],
+};
+Option<string?> save = new("--save") { Description = "Add the tables to this file with .md after its name and the figures to the one with .csv, and draw the charts beside them. With --migration: write .csv and .svg." };
+Option<bool> profile = new("--profile") { Description = "Print instead where the instructions of a ping and of 64 KiB go, by function; on the first host, by the one way given, or else in the default mode." };
+Option<string?> gate = new("--gate") { Description = "Compare instead the instructions of a ping and of 64 KiB with those that this file has; fails when they are over 5 % more." };
+Option<bool> record = new("--record") { Description = "With --gate: write the file." };
 Option<bool> demo = new("--demo") { Description = "Tell the story instead: netfront, then shared memory, then a daemon killed." };
 Option<bool> migration = new("--migration") { Description = "Draw instead how many transactions pass while a guest migrates between two hosts." };
 RootCommand root = new("""
-    Measures netfront against XenLoop on real Xen: the same guests, the same programs, one run. The host is emulated
-    with one processor on which one instruction takes one nanosecond, so figures are exact and repeatable.
-    """) { kinds, save, daemon, only, demo, migration };
+    Measures netfront against XenLoop on real Xen: the same guests, the same programs, one run. The host is emulated;
+    each of its processors executes an instruction a nanosecond, so figures are exact and repeatable.
+    """) { hosts, kind, release, waysBy, only, save, profile, gate, record, demo, migration };
 root.SetAction(async (parsed, cancel) =>
 {
     if (parsed.GetValue(demo))
@@ -26,17 +44,36 @@ root.SetAction(async (parsed, cancel) =>
         return await Migration.RunAsync(parsed.GetValue(save));
     }
 
-    GuestKind[] chosen = parsed.GetValue(kinds)! switch { "pvh" => [GuestKind.Pvh], "pv" => [GuestKind.Pv], _ => [GuestKind.Pvh, GuestKind.Pv] };
-    Measurement[] set = [.. Measurements.All.Where(m => m.Name.Contains(parsed.GetValue(only)!, StringComparison.OrdinalIgnoreCase))];
-    StringBuilder table = new();
-    foreach (GuestKind kind in chosen)
+    BenchHost[] chosen =
+    [
+        .. parsed.GetValue(hosts)!.Select(key => (BenchHost.All.FirstOrDefault(host => host.Key == key) ?? throw new ArgumentException($"There is no host {key}."))
+            with { Release = parsed.GetValue(release) }),
+    ];
+    if (parsed.GetValue(gate) is { } file)
     {
-        await Compare.RunAsync(kind, set, parsed.GetValue(daemon)!, table);
+        return await Gate.RunAsync(file, parsed.GetValue(record));
     }
 
-    if (parsed.GetValue(save) is { } file)
+    Measurement[] set = [.. Measurements.All.Where(m => parsed.GetValue(only)!.Any(name => m.Key.StartsWith(name, StringComparison.Ordinal)))];
+    Way[] ways = [.. Way.All.Where(way => parsed.GetValue(waysBy)!.Contains(way.Name))];
+    if (parsed.GetValue(profile))
     {
-        await File.AppendAllTextAsync(file, string.Create(CultureInfo.InvariantCulture, $"\n## {DateTime.UtcNow:yyyy-MM-dd}\n{table}"), cancel);
+        await Profile.RunAsync(chosen[0], ways.Length == 1 ? ways[0] : Way.Default, Measurements.Profiled, 45);
+        return 0;
+    }
+
+    // An emulated host keeps one of our processors busy.
+    Table[] tables = new Table[chosen.Length];
+    await Parallel.ForAsync(0, chosen.Length, new ParallelOptions { MaxDegreeOfParallelism = Environment.ProcessorCount, CancellationToken = cancel }, async (i, _) =>
+        tables[i] = await Compare.RunAsync(chosen[i], parsed.GetValue(kind) == "pv" ? GuestKind.Pv : GuestKind.Pvh, set, ways));
+    foreach (Table table in tables)
+    {
+        Console.WriteLine(Report.Markdown(table));
+    }
+
+    if (parsed.GetValue(save) is { } name)
+    {
+        await Report.SaveAsync(name, tables);
     }
 
     return 0;

@@ -1,9 +1,8 @@
 using System.CommandLine;
 using System.Net.Sockets;
 using System.Text.Json;
-using XenLoop.Control;
 using XenLoop.Interop;
-using XenLoop.Lab;
+using XenLoop.Service;
 using XenLoop.Settings;
 
 namespace XenLoop.Command;
@@ -19,7 +18,6 @@ internal static class Program
         root.Subcommands.Add(CheckConfig());
         root.Subcommands.Add(Quiesce());
         root.Subcommands.Add(Resume());
-        root.Subcommands.Add(LabCommand());
         return root.Parse(args).Invoke();
     }
 
@@ -135,35 +133,5 @@ internal static class Program
             return 1;
         });
         return command;
-    }
-
-    private static System.CommandLine.Command LabCommand()
-    {
-        Option<string> daemon = new("--daemon")
-        {
-            Description = "The xenloopd to run.",
-            DefaultValueFactory = _ => "/usr/sbin/xenloopd",
-        };
-        System.CommandLine.Command demo = new("demo", "Show two guests' traffic move to shared memory and back.") { daemon };
-        demo.SetAction(async (result, _) =>
-        {
-            string binary = Path.GetFullPath(result.GetValue(daemon)!);
-            if (!File.Exists(binary))
-            {
-                Console.Error.WriteLine($"xenloop: there is no {binary}; name the daemon with --daemon.");
-                return 1;
-            }
-
-            try
-            {
-                return await Demo.RunAsync(binary, Console.Out);
-            }
-            catch (InvalidOperationException e)
-            {
-                Console.Error.WriteLine($"xenloop: {e.Message}");
-                return 1;
-            }
-        });
-        return new("lab", "A Xen host in one process tree, without Xen: for trying and testing.") { demo };
     }
 }

@@ -2,10 +2,10 @@ using System.Diagnostics;
 using System.Globalization;
 using System.Net.Sockets;
 using System.Text.Json;
-using XenLoop.Control;
 using XenLoop.Dom0;
-using XenLoop.Guest;
 using XenLoop.Interop.Xen;
+using XenLoop.Protocol;
+using XenLoop.Service;
 
 namespace XenLoop.Command;
 
@@ -32,16 +32,15 @@ internal static class Suspend
             return 1;
         }
 
-        string home = $"/local/domain/{domid}";
-        if (Offer.Parse(xenStore.Read($"{home}/{Offer.Node}")) is null)
+        if (Offer.Parse(xenStore.Read(StorePaths.Offer(domid))) is null)
         {
             TryTell(socket, $"quiesce {domid} {holder}");
             Console.WriteLine("absent");
             return 0;
         }
 
-        string guest = $"domain {domid} ({xenStore.Read($"{home}/name")})";
-        string remedy = $"Restart xenloopd in the guest (its log may say more: journalctl -u xenloopd), and try again. If that daemon is known to be dead: xenstore-rm {home}/{Offer.Directory}";
+        string guest = $"domain {domid} ({xenStore.Read(StorePaths.GuestName(domid))})";
+        string remedy = $"Restart xenloopd in the guest (its log may say more: journalctl -u xenloopd), and try again. If that daemon is known to be dead: xenstore-rm {StorePaths.Area(domid)}";
         bool pending = false;
         string fault = "";
         do
@@ -133,10 +132,9 @@ internal static class Suspend
     private static ushort? Find(XenStore xenStore, string domain)
     {
         bool isDomid = ushort.TryParse(domain, NumberStyles.None, CultureInfo.InvariantCulture, out ushort number);
-        foreach (ushort domid in Dom0Role.ListGuests(xenStore))
+        foreach (ushort domid in GuestDirectory.List(xenStore))
         {
-            string home = $"/local/domain/{domid}";
-            if (isDomid ? domid == number : xenStore.Read($"{home}/name") == domain || string.Equals(xenStore.Read($"{home}/vm"), $"/vm/{domain}", StringComparison.OrdinalIgnoreCase))
+            if (isDomid ? domid == number : xenStore.Read(StorePaths.GuestName(domid)) == domain || string.Equals(xenStore.Read(StorePaths.Vm(domid)), $"/vm/{domain}", StringComparison.OrdinalIgnoreCase))
             {
                 return domid;
             }
@@ -149,5 +147,5 @@ internal static class Suspend
     /// <returns>"pv", "pvh" or "hvm"; null where no toolstack tells.</returns>
     private static string? Type(XenStore xenStore, ushort domid) =>
         // libxl writes the first, for each guest. XAPI does not, but gives a device model to HVM guests, and only to them.
-        xenStore.Read($"/libxl/{domid}/type") ?? (xenStore.List($"/local/domain/0/device-model/{domid}").Length > 0 ? "hvm" : null);
+        xenStore.Read(StorePaths.LibxlType(domid)) ?? (xenStore.List(StorePaths.DeviceModel(domid)).Length > 0 ? "hvm" : null);
 }

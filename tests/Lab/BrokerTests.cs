@@ -1,4 +1,6 @@
 using System.Diagnostics;
+using System.Runtime.CompilerServices;
+using System.Runtime.InteropServices;
 using Tmds.Linux;
 using XenLoop.Hypervisor;
 using XenLoop.Interop;
@@ -29,6 +31,16 @@ public sealed unsafe class BrokerTests : IDisposable
         _third.Dispose();
         _broker.Dispose();
         Directory.Delete(_directory, recursive: true);
+    }
+
+    [Fact]
+    public void Lab_messages_have_a_fixed_layout()
+    {
+        Assert.Equal(24, Unsafe.SizeOf<LabRequest>());
+        Assert.Equal(12, (int)Marshal.OffsetOf<LabRequest>(nameof(LabRequest.NoticeOffset)));
+        Assert.Equal(20, (int)Marshal.OffsetOf<LabRequest>(nameof(LabRequest.Count)));
+        Assert.Equal(12, Unsafe.SizeOf<LabReply>());
+        Assert.Equal(8, Unsafe.SizeOf<LabRun>());
     }
 
     [Fact]

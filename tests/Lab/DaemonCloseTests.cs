@@ -1,6 +1,6 @@
 using Tmds.Linux;
-using XenLoop.Guest;
 using XenLoop.Lab;
+using XenLoop.Protocol;
 using Xunit;
 
 namespace XenLoop.Tests.Lab;

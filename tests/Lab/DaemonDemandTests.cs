@@ -2,9 +2,9 @@ using System.Diagnostics;
 using System.Globalization;
 using System.Net;
 using System.Net.Sockets;
-using XenLoop.Guest;
 using XenLoop.Interop.Xen;
 using XenLoop.Lab;
+using XenLoop.Protocol;
 using Xunit;
 using Xunit.Abstractions;
 
@@ -103,7 +103,7 @@ public class DaemonDemandTests(ITestOutputHelper output)
     {
         await using DaemonLab lab = await DaemonLab.StartAsync(introducer: false);
         LabGuest a = await lab.Host.AddGuestAsync("a"), b = await lab.Host.AddGuestAsync("b");
-        ChannelState call = new(ChannelPhase.Calling, Session: 7);
+        ChannelMessage call = new(ChannelPhase.Calling, Session: 7);
         lab.XenStore.Write(DaemonLab.ChannelNode(b, a), call.ToString(), (b.Domid, XenStoreAccess.None), (a.Domid, XenStoreAccess.Read));
         (ushort, XenStoreAccess)[] readable = [(0, XenStoreAccess.None), (a.Domid, XenStoreAccess.Read)];
         lab.XenStore.Write($"{a.Home}/xenloop", "", readable);

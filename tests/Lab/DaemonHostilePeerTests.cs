@@ -2,8 +2,8 @@ using System.Diagnostics;
 using System.Net;
 using System.Net.Sockets;
 using System.Text;
-using XenLoop.Guest;
 using XenLoop.Lab;
+using XenLoop.Protocol;
 using XenLoop.Ring;
 using Xunit;
 

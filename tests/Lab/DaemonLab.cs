@@ -1,11 +1,11 @@
 using System.Diagnostics;
 using System.Globalization;
 using System.Net.Sockets;
-using System.Text;
 using System.Text.Json;
 using Tmds.Linux;
-using XenLoop.Guest;
 using XenLoop.Lab;
+using XenLoop.Protocol;
+using XenLoop.Service;
 using Xunit;
 
 namespace XenLoop.Tests.Lab;
@@ -25,7 +25,7 @@ internal sealed class DaemonLab : IAsyncDisposable
 
     private DaemonLab(LabHost host) => Host = host;
 
-    public static string Daemon => Published("xenloopd");
+    public static string Daemon => Published("xenloopd-lab");
 
     public static string Command => Published("xenloop");
 
@@ -161,7 +161,7 @@ internal sealed class DaemonLab : IAsyncDisposable
         && State(b, a) == "running";
 
     /// <summary>What a guest says of its side of the channel.</summary>
-    public ChannelState? Said(LabGuest guest, LabGuest peer) => ChannelState.Parse(XenStore.Read(ChannelNode(guest, peer)));
+    public ChannelMessage? Said(LabGuest guest, LabGuest peer) => ChannelMessage.Parse(XenStore.Read(ChannelNode(guest, peer)));
 
     /// <summary>The session that a guest is in or was in last.</summary>
     public ulong? Session(LabGuest guest, LabGuest peer) => Said(guest, peer)?.Session;
@@ -195,14 +195,7 @@ internal sealed class DaemonLab : IAsyncDisposable
     {
         try
         {
-            using Socket socket = new(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified);
-            socket.ReceiveTimeout = 10_000;
-            socket.Connect(new UnixDomainSocketEndPoint(ControlSocketOf(domain)));
-            socket.Send(Encoding.ASCII.GetBytes($"{request}\n"));
-            using NetworkStream stream = new(socket);
-            using StreamReader reader = new(stream);
-            string answer = reader.ReadToEnd();
-            return answer.Length > 0 ? answer : null;
+            return ControlClient.Ask(ControlSocketOf(domain), request, TimeSpan.FromSeconds(10));
         }
         catch (Exception e) when (e is SocketException or IOException)
         {

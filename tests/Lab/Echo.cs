@@ -50,8 +50,8 @@ internal sealed class Echo : IDisposable
 
     public static Echo Open(LabVif from, LabVif to) => new(Namespaces.Run(from.Guest, () =>
     {
-        using RtNetlink rtnetlink = new();
-        long scope = rtnetlink.FindLink(from.Interface)!.Index;
+        using Links links = new();
+        long scope = links.FindLink(from.Interface)!.Index;
         Socket socket = new(AddressFamily.InterNetworkV6, SocketType.Raw, ProtocolType.IcmpV6);
         Stopwatch watch = Stopwatch.StartNew();
         while (!TryBind(socket, new(Scoped(from.LinkLocal, scope), 0)))

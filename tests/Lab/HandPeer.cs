@@ -1,8 +1,8 @@
 using System.Buffers.Binary;
-using XenLoop.Guest;
 using XenLoop.Hypervisor;
 using XenLoop.Interop.Xen;
 using XenLoop.Lab;
+using XenLoop.Protocol;
 using XenLoop.Ring;
 
 namespace XenLoop.Tests.Lab;
@@ -68,7 +68,7 @@ internal sealed class HandPeer : IDisposable
     private bool IsListener => _self.Domid < _other.Domid;
 
     /// <summary>What the other guest says of its side.</summary>
-    public ChannelState? OtherSays => _lab.Said(_other, _self);
+    public ChannelMessage? OtherSays => _lab.Said(_other, _self);
 
     /// <summary>The other guest has closed its side, and may have forgotten it already.</summary>
     public bool OtherClosed => OtherSays is null or { Phase: ChannelPhase.Closed };
@@ -86,7 +86,7 @@ internal sealed class HandPeer : IDisposable
 
     public void Offer(string text) => _store.Write("data/xenloop/offer", text);
 
-    public void Say(ChannelPhase phase) => Say(new ChannelState(phase, Session, new Offer(1, Features.None), GrantReference, Port).ToString());
+    public void Say(ChannelPhase phase) => Say(new ChannelMessage(phase, Session, new Offer(1, Features.None), GrantReference, Port).ToString());
 
     /// <summary>Writes the channel's node, whatever it be.</summary>
     public void Say(string text)
@@ -137,7 +137,7 @@ internal sealed class HandPeer : IDisposable
     {
         if (!Listens())
         {
-            Say(new ChannelState(ChannelPhase.Calling, ++_calls).ToString());
+            Say(new ChannelMessage(ChannelPhase.Calling, ++_calls).ToString());
             await _lab.UntilAsync("the listener makes a new attempt", Listens);
         }
 
@@ -245,7 +245,7 @@ internal sealed class HandPeer : IDisposable
         _hypervisor.Dispose();
     }
 
-    private unsafe void Map(ChannelState listener)
+    private unsafe void Map(ChannelMessage listener)
     {
         Release();
         Session = listener.Session;

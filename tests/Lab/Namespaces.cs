@@ -42,17 +42,18 @@ internal static partial class Namespaces
     {
         string[] interfaces = [.. Interfaces().Keys];
         List<string> traces = [.. interfaces.Where(n => n is not "lo" && !IsVif(n))];
-        using RtNetlink rtnetlink = new();
+        using Links links = new();
+        using TrafficControl trafficControl = new();
         foreach (string vif in interfaces.Where(IsVif))
         {
-            int index = rtnetlink.FindLink(vif)!.Index;
-            if (rtnetlink.HasClsact(index))
+            int index = links.FindLink(vif)!.Index;
+            if (trafficControl.HasClsact(index))
             {
                 traces.Add("clsact");
             }
 
-            traces.AddRange(rtnetlink.ListFilters(index, TcHook.Egress).Select(f => $"filter {f.Name}"));
-            traces.AddRange(rtnetlink.ListFilters(index, TcHook.Ingress).Select(f => $"filter {f.Name}"));
+            traces.AddRange(trafficControl.ListFilters(index, TcHook.Egress).Select(f => $"filter {f.Name}"));
+            traces.AddRange(trafficControl.ListFilters(index, TcHook.Ingress).Select(f => $"filter {f.Name}"));
             int tcx = CountTcx(index, BpfAttachType.BPF_TCX_EGRESS) + CountTcx(index, BpfAttachType.BPF_TCX_INGRESS);
             traces.AddRange(Enumerable.Repeat("tcx", tcx));
         }

@@ -1,8 +1,8 @@
 using System.Text.Json;
 using Tmds.Linux;
-using XenLoop.Guest;
 using XenLoop.Interop.Xen;
 using XenLoop.Lab;
+using XenLoop.Protocol;
 using Xunit;
 
 namespace XenLoop.Tests.Lab;
@@ -79,8 +79,8 @@ internal static class VifLab
     }
 
     /// <summary>What a vif's side says of its channel to a peer's.</summary>
-    public static ChannelState? Said(this DaemonLab lab, LabVif vif, LabVif peer) =>
-        ChannelState.Parse(lab.XenStore.Read($"{vif.Guest.Home}/data/xenloop/{vif.Index}-{peer.Guest.Domid}-{peer.Index}"));
+    public static ChannelMessage? Said(this DaemonLab lab, LabVif vif, LabVif peer) =>
+        ChannelMessage.Parse(lab.XenStore.Read($"{vif.Guest.Home}/data/xenloop/{vif.Index}-{peer.Guest.Domid}-{peer.Index}"));
 
     /// <summary>Both sides say that they divert. Costs no daemon anything.</summary>
     public static bool IsConnected(this DaemonLab lab, LabVif vif, LabVif peer) =>

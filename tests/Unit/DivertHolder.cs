@@ -31,9 +31,9 @@ namespace XenLoop.Tests.Unit
         {
             string[] parts = what.Split(',');
             TapDevice tap = TapDevice.Open("xl1.0", uso: false);
-            using (RtNetlink rtnetlink = new())
+            using (Links links = new())
             {
-                tap.BringUp(rtnetlink, 1500, 1000);
+                tap.BringUp(links, 1500, 1000);
             }
             BpfRingBuffer demands = new("test_demand", 4096);
             VifDivert divert = VifDivert.Attach(

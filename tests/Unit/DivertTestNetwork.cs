@@ -100,11 +100,12 @@ internal sealed unsafe class TestGuest : IDisposable
         Address = address;
         Namespace = new NetworkNamespace();
         Eth0 = Namespace.Run(() => TapDevice.Open("eth0", uso: TapDevice.ProbeUso()));
-        RtNetlink = Namespace.Run(() => new RtNetlink());
-        RtNetlink.DisableAddressGeneration(Eth0.Index);
-        RtNetlink.SetMac(Eth0.Index, Mac);
-        RtNetlink.SetQueueLength(Eth0.Index, 1000);
-        RtNetlink.SetUp(Eth0.Index);
+        Links = Namespace.Run(() => new Links());
+        TrafficControl = Namespace.Run(() => new TrafficControl());
+        Links.DisableAddressGeneration(Eth0.Index);
+        Links.SetMac(Eth0.Index, Mac);
+        Links.SetQueueLength(Eth0.Index, 1000);
+        Links.SetUp(Eth0.Index);
         Namespace.Command("ip", "address", "add", $"{address}/24", "dev", "eth0");
     }
 
@@ -112,7 +113,9 @@ internal sealed unsafe class TestGuest : IDisposable
 
     public TapDevice Eth0 { get; }
 
-    public RtNetlink RtNetlink { get; }
+    public Links Links { get; }
+
+    public TrafficControl TrafficControl { get; }
 
     public MacAddress Mac { get; }
 
@@ -135,7 +138,7 @@ internal sealed unsafe class TestGuest : IDisposable
     public TapDevice OpenChannelTap(string name = "xl1.0")
     {
         TapDevice tap = Namespace.Run(() => TapDevice.Open(name, uso: TapDevice.ProbeUso()));
-        tap.BringUp(RtNetlink, 1500, 1000);
+        tap.BringUp(Links, 1500, 1000);
         return tap;
     }
 
@@ -172,7 +175,8 @@ internal sealed unsafe class TestGuest : IDisposable
 
     public void Dispose()
     {
-        RtNetlink.Dispose();
+        TrafficControl.Dispose();
+        Links.Dispose();
         Eth0.Dispose();
         Namespace.Dispose();
     }

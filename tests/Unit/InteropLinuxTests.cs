@@ -30,7 +30,7 @@ public sealed class InteropLinuxTests
         Assert.Equal(48, (int)Marshal.OffsetOf<Bpf.prog_load_attr>(nameof(Bpf.prog_load_attr.prog_name)));
         Assert.Equal(16, Unsafe.SizeOf<Bpf.link_create_attr>());
         Assert.Equal(16, Unsafe.SizeOf<Bpf.rlimit>());
-        Assert.Equal(28, Unsafe.SizeOf<RtNetlink.tc_mirred>());
+        Assert.Equal(28, Unsafe.SizeOf<TrafficControl.tc_mirred>());
         // Packed on x86-64, and nowhere else.
         Assert.Equal(RuntimeInformation.ProcessArchitecture == Architecture.X64 ? 12 : 16, Unsafe.SizeOf<epoll_event>());
     }
@@ -63,18 +63,18 @@ public sealed class InteropLinuxTests
         using NetworkNamespace space = new();
         space.Run(() =>
         {
-            using RtNetlink rtnetlink = new();
+            using Links links = new();
             using (TapDevice tap = TapDevice.Open("xl%d", uso: false))
             {
                 Assert.Equal("xl0", tap.Name);
-                LinkInfo? link = rtnetlink.FindLink("xl0");
+                LinkInfo? link = links.FindLink("xl0");
                 Assert.NotNull(link);
                 Assert.Equal(tap.Index, link.Index);
                 Assert.False(link.IsUp);
                 NativeException taken = Assert.Throws<NativeException>(() => TapDevice.Open("xl0", uso: false));
                 Assert.Contains("EBUSY", taken.Message, StringComparison.Ordinal);
             }
-            Assert.Null(rtnetlink.FindLink("xl0"));
+            Assert.Null(links.FindLink("xl0"));
         });
     }
 
@@ -99,12 +99,12 @@ public sealed class InteropLinuxTests
         {
             // A router joins more groups than a host.
             File.WriteAllText("/proc/sys/net/ipv6/conf/all/forwarding", "1");
-            using RtNetlink rtnetlink = new();
+            using Links links = new();
             using TapDevice tap = TapDevice.Open("xl0", uso: false);
 
-            tap.BringUp(rtnetlink, 1400, 777);
+            tap.BringUp(links, 1400, 777);
 
-            LinkInfo? link = rtnetlink.FindLink(tap.Index);
+            LinkInfo? link = links.FindLink(tap.Index);
             Assert.NotNull(link);
             Assert.True(link.IsUp && link.HasCarrier);
             Assert.Equal(1400, link.Mtu);
@@ -121,13 +121,13 @@ public sealed class InteropLinuxTests
         using NetworkNamespace space = new();
         space.Run(() =>
         {
-            using RtNetlink rtnetlink = new();
+            using Links links = new();
             using TapDevice tap = TapDevice.Open("xl0", uso: false);
             MacAddress mac = MacAddress.Parse("02:00:00:00:00:07");
 
-            rtnetlink.SetMac(tap.Index, mac);
+            links.SetMac(tap.Index, mac);
 
-            Assert.Equal(mac, rtnetlink.FindLink("xl0")!.Mac);
+            Assert.Equal(mac, links.FindLink("xl0")!.Mac);
         });
     }
 
@@ -137,8 +137,8 @@ public sealed class InteropLinuxTests
         using NetworkNamespace space = new();
         space.Run(() =>
         {
-            using RtNetlink rtnetlink = new();
-            NativeException error = Assert.Throws<NativeException>(() => rtnetlink.SetMtu(1, -5));
+            using Links links = new();
+            NativeException error = Assert.Throws<NativeException>(() => links.SetMtu(1, -5));
 
             Assert.Contains("RTM_NEWLINK(IFLA_MTU) on interface 1: EINVAL", error.Message, StringComparison.Ordinal);
             Assert.Contains("The kernel says: ", error.Message, StringComparison.Ordinal);
@@ -151,28 +151,28 @@ public sealed class InteropLinuxTests
         using NetworkNamespace space = new();
         space.Run(() =>
         {
-            using RtNetlink rtnetlink = new();
+            using TrafficControl trafficControl = new();
             using TapDevice tap = TapDevice.Open("xl0", uso: false);
             using SafeFd program = Bpf.LoadClassifier("pass", new BpfProgram().Move(BpfRegister.R0, -1).Exit().ToArray());
-            Assert.False(rtnetlink.HasClsact(tap.Index));
-            Assert.Empty(rtnetlink.ListFilters(tap.Index, TcHook.Egress));
-            Assert.True(rtnetlink.AddClsact(tap.Index));
-            Assert.False(rtnetlink.AddClsact(tap.Index));
+            Assert.False(trafficControl.HasClsact(tap.Index));
+            Assert.Empty(trafficControl.ListFilters(tap.Index, TcHook.Egress));
+            Assert.True(trafficControl.AddClsact(tap.Index));
+            Assert.False(trafficControl.AddClsact(tap.Index));
 
-            rtnetlink.AddBpfFilter(tap.Index, TcHook.Egress, 20, 2, program.Number, "second");
-            rtnetlink.AddBpfFilter(tap.Index, TcHook.Egress, 10, 1, program.Number, "first");
-            rtnetlink.AddBpfFilter(tap.Index, TcHook.Egress, 10, 1, program.Number, "anew", replace: true);
+            trafficControl.AddBpfFilter(tap.Index, TcHook.Egress, 20, 2, program.Number, "second");
+            trafficControl.AddBpfFilter(tap.Index, TcHook.Egress, 10, 1, program.Number, "first");
+            trafficControl.AddBpfFilter(tap.Index, TcHook.Egress, 10, 1, program.Number, "anew", replace: true);
             NativeException error = Assert.Throws<NativeException>(
-                () => rtnetlink.AddBpfFilter(tap.Index, TcHook.Egress, 10, 1, program.Number, "again"));
+                () => trafficControl.AddBpfFilter(tap.Index, TcHook.Egress, 10, 1, program.Number, "again"));
 
             Assert.Contains("EEXIST", error.Message, StringComparison.Ordinal);
-            Assert.Equal([new TcFilter("bpf", 10, 1, "anew"), new TcFilter("bpf", 20, 2, "second")], rtnetlink.ListFilters(tap.Index, TcHook.Egress));
-            Assert.Empty(rtnetlink.ListFilters(tap.Index, TcHook.Ingress));
-            Assert.True(rtnetlink.DeleteFilter(tap.Index, TcHook.Egress, 10, 1));
-            Assert.False(rtnetlink.DeleteFilter(tap.Index, TcHook.Egress, 10, 1));
-            rtnetlink.DeleteClsact(tap.Index);
-            rtnetlink.DeleteClsact(tap.Index);
-            Assert.False(rtnetlink.HasClsact(tap.Index));
+            Assert.Equal([new TcFilter("bpf", 10, 1, "anew"), new TcFilter("bpf", 20, 2, "second")], trafficControl.ListFilters(tap.Index, TcHook.Egress));
+            Assert.Empty(trafficControl.ListFilters(tap.Index, TcHook.Ingress));
+            Assert.True(trafficControl.DeleteFilter(tap.Index, TcHook.Egress, 10, 1));
+            Assert.False(trafficControl.DeleteFilter(tap.Index, TcHook.Egress, 10, 1));
+            trafficControl.DeleteClsact(tap.Index);
+            trafficControl.DeleteClsact(tap.Index);
+            Assert.False(trafficControl.HasClsact(tap.Index));
         });
     }
 
@@ -182,11 +182,11 @@ public sealed class InteropLinuxTests
         using NetworkNamespace space = new();
         space.Run(() =>
         {
-            using RtNetlink rtnetlink = new();
+            using TrafficControl trafficControl = new();
             using TapDevice tap = TapDevice.Open("xl0", uso: false);
             space_Command("tc", "qdisc add dev xl0 ingress");
 
-            NativeException error = Assert.Throws<NativeException>(() => rtnetlink.AddClsact(tap.Index));
+            NativeException error = Assert.Throws<NativeException>(() => trafficControl.AddClsact(tap.Index));
 
             Assert.Contains("Another qdisc", error.Message, StringComparison.Ordinal);
         });

@@ -1,6 +1,5 @@
 using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
-using XenLoop.Hypervisor;
 using XenLoop.Interop;
 using XenLoop.Interop.Xen;
 using Xunit;
@@ -33,15 +32,5 @@ public class InteropXenTests
         Assert.Equal(8, Unsafe.SizeOf<LibXenStore.xs_permissions>());
         Assert.Equal(0, (int)Marshal.OffsetOf<LibXenStore.xs_permissions>(nameof(LibXenStore.xs_permissions.id)));
         Assert.Equal(4, (int)Marshal.OffsetOf<LibXenStore.xs_permissions>(nameof(LibXenStore.xs_permissions.perms)));
-    }
-
-    [Fact]
-    public void Lab_messages_have_a_fixed_layout()
-    {
-        Assert.Equal(24, Unsafe.SizeOf<LabRequest>());
-        Assert.Equal(12, (int)Marshal.OffsetOf<LabRequest>(nameof(LabRequest.NoticeOffset)));
-        Assert.Equal(20, (int)Marshal.OffsetOf<LabRequest>(nameof(LabRequest.Count)));
-        Assert.Equal(12, Unsafe.SizeOf<LabReply>());
-        Assert.Equal(8, Unsafe.SizeOf<LabRun>());
     }
 }

@@ -2,6 +2,7 @@ using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 using System.Text;
 using Tmds.Linux;
+using static XenLoop.Interop.Errno;
 
 namespace XenLoop.Interop.Linux;
 
@@ -17,10 +18,6 @@ internal enum BpfAttachType : uint
 /// <summary>bpf(2): maps, programs and links, each a descriptor that keeps its object alive.</summary>
 internal static unsafe partial class Bpf
 {
-    private const int EPERM = 1;
-    private const int ENOENT = 2;
-    private const int ENOSYS = 38;
-
     private const int BPF_MAP_CREATE = 0;
     private const int BPF_MAP_LOOKUP_ELEM = 1;
     private const int BPF_MAP_UPDATE_ELEM = 2;

@@ -30,7 +30,7 @@ internal sealed unsafe class BpfRingBuffer : IDisposable
             // The kernel lays out: the consumer's position, the producer's, the records twice in a row, so that none is split.
             int page = Environment.SystemPageSize;
             _consumer = MappedMemory.Map(Map.Number, page, name);
-            _producer = MappedMemory.MapReadOnly(Map.Number, page, page + (2 * bytes), name);
+            _producer = MappedMemory.MapReadOnly(Map.Number, page + (2 * bytes), name, offset: page);
         }
         catch
         {

@@ -1,5 +1,6 @@
 using System.Diagnostics;
 using Tmds.Linux;
+using static XenLoop.Interop.Errno;
 
 namespace XenLoop.Interop.Linux;
 
@@ -22,8 +23,6 @@ internal enum EpollEvents : uint
 /// </summary>
 internal sealed unsafe class Epoll : IDisposable
 {
-    private const int EINTR = 4;
-
     private readonly SafeFd _fd;
 
     /// <exception cref="NativeException">The process is out of descriptors.</exception>

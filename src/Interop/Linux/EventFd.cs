@@ -1,4 +1,3 @@
-using Microsoft.Win32.SafeHandles;
 using static Tmds.Linux.LibC;
 
 namespace XenLoop.Interop.Linux;
@@ -14,21 +13,16 @@ internal sealed unsafe class EventFd : IDisposable
             throw new NativeException("eventfd", "a new descriptor", errno);
         }
 
-        Handle = new SafeFileHandle(fd, ownsHandle: true);
-        FileDescriptor = fd;
+        Handle = new SafeFd(fd);
     }
 
     /// <summary>Takes over a descriptor that another process made.</summary>
-    public EventFd(SafeFileHandle handle)
-    {
-        Handle = handle;
-        FileDescriptor = (int)handle.DangerousGetHandle();
-    }
+    public EventFd(SafeFd handle) => Handle = handle;
 
-    public SafeFileHandle Handle { get; }
+    public SafeFd Handle { get; }
 
     /// <summary>Readable (poll, epoll) after a <see cref="Signal"/> until <see cref="Drain"/>.</summary>
-    public int FileDescriptor { get; }
+    public int FileDescriptor => Handle.Number;
 
     /// <summary>Makes the descriptor readable. Any thread may call it; not after Dispose.</summary>
     public void Signal()

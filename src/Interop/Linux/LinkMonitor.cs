@@ -1,4 +1,5 @@
 using Tmds.Linux;
+using static XenLoop.Interop.Errno;
 
 namespace XenLoop.Interop.Linux;
 
@@ -8,9 +9,7 @@ namespace XenLoop.Interop.Linux;
 /// </summary>
 internal sealed unsafe class LinkMonitor : IDisposable
 {
-    private const int NETLINK_ROUTE = 0;
     private const uint RTMGRP_LINK = 1;
-    private const int ENOBUFS = 105;
 
     private readonly SafeFd _fd;
     private readonly byte[] _buffer = new byte[4096];
@@ -18,15 +17,9 @@ internal sealed unsafe class LinkMonitor : IDisposable
     /// <exception cref="NativeException">The kernel gives no netlink socket.</exception>
     public LinkMonitor()
     {
-        int fd = LibC.socket(LibC.AF_NETLINK, LibC.SOCK_RAW | LibC.SOCK_CLOEXEC | LibC.SOCK_NONBLOCK, NETLINK_ROUTE);
-        if (fd < 0)
-        {
-            throw new NativeException("socket", "rtnetlink", LibC.errno, "AF_NETLINK must be allowed (RestrictAddressFamilies=)");
-        }
-
-        _fd = new SafeFd(fd);
+        _fd = NetlinkSocket.Open(LibC.SOCK_NONBLOCK);
         sockaddr_nl address = new() { nl_family = (ushort)LibC.AF_NETLINK, nl_groups = RTMGRP_LINK };
-        if (LibC.bind(fd, (sockaddr*)&address, sizeof(sockaddr_nl)) < 0)
+        if (LibC.bind(_fd.Number, (sockaddr*)&address, sizeof(sockaddr_nl)) < 0)
         {
             int errno = LibC.errno;
             _fd.Dispose();

@@ -40,9 +40,7 @@ internal static unsafe partial class OwnProcess
         var signal = (delegate* unmanaged[SuppressGCTransition]<int, nint, nint>)Function("signal");
         var pause = (delegate* unmanaged[SuppressGCTransition]<int>)Function("pause");
         byte[] bytes = [.. name.Select(c => (byte)c), 0];
-        // proc(5): arg_start is field 48, the forty-sixth after the name in parentheses.
-        string stat = File.ReadAllText("/proc/self/stat");
-        byte* commandLine = (byte*)ulong.Parse(stat[(stat.LastIndexOf(')') + 2)..].Split(' ')[45], CultureInfo.InvariantCulture);
+        byte* commandLine = (byte*)ProcessStat.Read("self")!.Value.ArgumentsStart;
         fixed (byte* first = bytes)
         {
             int pid = fork();

@@ -2,6 +2,7 @@ using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 using System.Text;
 using Tmds.Linux;
+using static XenLoop.Interop.Errno;
 
 namespace XenLoop.Interop.Linux;
 
@@ -17,13 +18,6 @@ internal sealed unsafe partial class TapDevice : IDisposable
 {
     /// <summary>Bytes of the virtio_net_hdr before each frame: the kernel's default, without num_buffers.</summary>
     public const int VnetHeaderSize = 10;
-
-    private const int ENOENT = 2;
-    private const int ENXIO = 6;
-    private const int EBUSY = 16;
-    private const int ENODEV = 19;
-    private const int EPERM = 1;
-    private const int EINVAL = 22;
 
     private const int TUNSETIFF = 0x400454ca;
     private const int TUNSETOFFLOAD = 0x400454d0;
@@ -99,20 +93,20 @@ internal sealed unsafe partial class TapDevice : IDisposable
     /// Makes the interface ready to carry the frames of another one and sets it up. It never says a word of its own:
     /// no IPv6 link-local address and so no router solicitation, no multicast memberships, no ARP.
     /// </summary>
-    /// <param name="rtnetlink">Of the same network namespace.</param>
+    /// <param name="links">Of the same network namespace.</param>
     /// <param name="mtu">Of the interface it stands in for.</param>
     /// <param name="queueLength">Packets that wait for <c>read</c>; one super-packet counts as one.</param>
-    public void BringUp(RtNetlink rtnetlink, int mtu, int queueLength)
+    public void BringUp(Links links, int mtu, int queueLength)
     {
         // Before it is up, for the kernel makes the address and reports its groups in the moment it comes up.
         DisableIPv6();
-        rtnetlink.DisableAddressGeneration(Index);
-        rtnetlink.SetFlags(Index, LinkFlags.IFF_NOARP, LinkFlags.IFF_NOARP | LinkFlags.IFF_MULTICAST);
-        rtnetlink.SetMtu(Index, mtu);
-        rtnetlink.SetQueueLength(Index, queueLength);
+        links.DisableAddressGeneration(Index);
+        links.SetFlags(Index, LinkFlags.IFF_NOARP, LinkFlags.IFF_NOARP | LinkFlags.IFF_MULTICAST);
+        links.SetMtu(Index, mtu);
+        links.SetQueueLength(Index, queueLength);
         // The TAP has a queue of its own; a qdisc before it would cost a lock and delay nothing.
-        rtnetlink.TrySetNoQueue(Index);
-        rtnetlink.SetUp(Index);
+        links.TrySetNoQueue(Index);
+        links.SetUp(Index);
     }
 
     /// <summary>Closes the descriptor and with it removes the interface.</summary>

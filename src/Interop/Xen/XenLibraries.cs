@@ -1,5 +1,6 @@
 using System.Reflection;
 using System.Runtime.InteropServices;
+using static XenLoop.Interop.Errno;
 
 namespace XenLoop.Interop.Xen;
 
@@ -9,8 +10,6 @@ namespace XenLoop.Interop.Xen;
 /// </summary>
 internal static class XenLibraries
 {
-    private const int ENOENT = 2;
-
     private static readonly bool Registered = Register();
 
     /// <summary>Called by the static constructor of each set of bindings: its imports resolve here from then on.</summary>

@@ -1,6 +1,7 @@
 using System.Buffers;
 using System.Runtime.InteropServices;
 using System.Text;
+using static XenLoop.Interop.Errno;
 using static XenLoop.Interop.Xen.LibXenStore;
 
 namespace XenLoop.Interop.Xen;
@@ -24,15 +25,8 @@ internal enum XenStoreAccess : uint
 /// What the kernel answers by closing the connection (an over-long request, a watch on a malformed path) is refused
 /// here first, with E2BIG or EINVAL. One such cause remains: a guest's 124th watch.
 /// </remarks>
-internal sealed unsafe class XenStore : IDisposable
+internal sealed unsafe class XenStore : IWatchSource, IStoreReader, IDisposable
 {
-    private const int ENOENT = 2;
-    private const int E2BIG = 7;
-    private const int EAGAIN = 11;
-    private const int EACCES = 13;
-    private const int EINVAL = 22;
-    private const int ENOSPC = 28;
-
     // The kernel's xenbus device takes a header of 16 bytes and the payload in one page.
     private const int PayloadMax = 4096 - 16;
     private const int AbsolutePathMax = 3072;

@@ -1,0 +1,408 @@
+using System.Buffers.Binary;
+using System.Diagnostics;
+using System.Runtime.InteropServices;
+using Tmds.Linux;
+using XenLoop.Divert;
+using XenLoop.Hypervisor;
+using XenLoop.Interop;
+using XenLoop.Interop.Linux;
+using XenLoop.Ring;
+
+namespace XenLoop.DataPath;
+
+/// <summary>
+/// The data path of one channel: read(2) from the TAP straight into the send ring, write(2) to the TAP straight from
+/// the receive ring. Belongs to the data loop's thread. Allocates nothing, takes no lock, never waits for the peer.
+/// </summary>
+internal sealed unsafe class ChannelPath
+{
+    // A burst is published once. Bounded, so that a peer that is awake starts on it early and no channel starves another.
+    private const int BurstPackets = 32;
+    private const uint BurstBytes = 256 * 1024;
+
+    // A peer that sleeps is woken when there is nothing more to do for it at once, or after so much. Waking it at the first
+    // record makes it run a short way and sleep again: see docs/measurements.md, "When to wake the peer".
+    private const uint WakeAfterBytes = 512 * 1024;
+
+    // More than any ring holds: a drain ends although the other side keeps on producing.
+    private const int DrainBursts = (int)(ControlPage.MaxRingBytes / SmallestRecord / BurstPackets);
+
+    private const int VnetHeaderBytes = TapDevice.VnetHeaderSize;
+    private const int HeaderBytes = VnetHeaderBytes + 14; // with the Ethernet header
+    private const int DestinationOffset = VnetHeaderBytes;
+    private const int SourceOffset = VnetHeaderBytes + 6;
+    private const int EtherTypeOffset = VnetHeaderBytes + 12;
+    private const ushort ETH_P_8021Q = 0x8100;
+    private const ushort ETH_P_8021AD = 0x88a8;
+    private const int HdrLenOffset = 2; // virtio_net_hdr.hdr_len
+    private const uint SmallestRecord = RingRecord.HeaderBytes + HeaderBytes;
+
+    // A peer that leaves something in its ring for so long is stuck, and traffic goes by netfront until it has caught up.
+    private static readonly long _stallTicks = Stopwatch.Frequency * 150 / 1000;
+
+    // More events than this in a second without a record behind them is an attack on our CPU.
+    private const int MaxIdleEventsPerSecond = 1024;
+
+    private readonly RingProducer _transmit;
+    private readonly RingConsumer _receive;
+    private readonly LivenessStamp _stamp;
+    private readonly byte* _peerAlive;
+    private readonly ulong _ownMac;
+    private readonly ulong _peerMac;
+
+    private bool _tapReady = true;
+    private bool _full;
+    private bool _stalled;
+    private uint _progressAt;
+    private long _progressSince;
+    private bool _owesEvent;
+    private uint _bytesSinceOwed;
+    private ulong _progressAtEvent;
+    private int _idleEvents;
+    private long _idleEventsSince = Stopwatch.GetTimestamp();
+    private PathCounters _counters;
+    private Exception? _fault;
+
+    /// <summary>Bytes that the last pump took from the ring.</summary>
+    public uint LastBurstBytes { get; private set; }
+
+    public ChannelPath(TapDevice tap, EventChannel events, RingProducer transmit, RingConsumer receive, byte* peerAlive,
+        LivenessStamp stamp, MacAddress own, MacAddress peer)
+    {
+        TapDescriptor = tap.FileDescriptor;
+        Events = events;
+        _transmit = transmit;
+        _receive = receive;
+        _peerAlive = peerAlive;
+        _stamp = stamp;
+        _ownMac = own.Bits;
+        _peerMac = peer.Bits;
+    }
+
+    public EventChannel Events { get; }
+
+    public int TapDescriptor { get; }
+
+    /// <summary>Why the data loop stopped serving this channel; null while it does. For any thread.</summary>
+    public Exception? Fault => Volatile.Read(ref _fault);
+
+    /// <summary>Stops diverting to this channel at once; the control plane closes it when it gets to it.</summary>
+    public void GiveUp(Exception reason)
+    {
+        _stalled = true;
+        _stamp.Block();
+        Volatile.Write(ref _fault, reason);
+    }
+
+    /// <summary>The peer's daemon died: the kernel cleared its liveness byte. A hint; the answer is to close.</summary>
+    public bool PeerDied => Volatile.Read(ref *_peerAlive) == 0;
+
+    /// <summary>For any thread. The data thread, the one writer, pays nothing for it: it writes whole words, and they are read so.</summary>
+    public PathSnapshot Snapshot() => new(
+        new PathCounters
+        {
+            SentPackets = Volatile.Read(ref _counters.SentPackets),
+            SentBytes = Volatile.Read(ref _counters.SentBytes),
+            ReceivedPackets = Volatile.Read(ref _counters.ReceivedPackets),
+            ReceivedBytes = Volatile.Read(ref _counters.ReceivedBytes),
+            ReceiveErrors = Volatile.Read(ref _counters.ReceiveErrors),
+            Notifications = Volatile.Read(ref _counters.Notifications),
+            Stalls = Volatile.Read(ref _counters.Stalls),
+        },
+        Volatile.Read(ref _stalled));
+
+    /// <summary>Epoll reported the TAP readable.</summary>
+    public void TapReadable() => _tapReady = true;
+
+    /// <summary>An event arrived. Events without records are counted, and bounded.</summary>
+    public void EventArrived()
+    {
+        Events.Acknowledge();
+        // Behind an honest event there is a record or space, though it may have been found before the event came. With a
+        // full ring as well: a peer that takes nothing has no reason to wake us.
+        _ = _transmit.HasOutstanding();
+        ulong progress = _counters.ReceivedPackets + _counters.ReceiveErrors + _transmit.Consumed;
+        if (_receive.HasData() || progress != _progressAtEvent)
+        {
+            _progressAtEvent = progress;
+            return;
+        }
+
+        if (++_idleEvents == MaxIdleEventsPerSecond)
+        {
+            long now = Stopwatch.GetTimestamp();
+            if (now - _idleEventsSince < Stopwatch.Frequency)
+            {
+                throw new PeerViolationException($"more than {MaxIdleEventsPerSecond} events a second with nothing in the ring");
+            }
+
+            _idleEvents = 0;
+            _idleEventsSince = now;
+        }
+    }
+
+    /// <summary>Moves a burst in each direction. True: something moved.</summary>
+    public bool Pump()
+    {
+        bool received = Receive();
+        // What was just written to the TAP may have made the stack answer (acknowledgements) in this very thread: look at
+        // once. The stamp tells, without a system call: since the read that found the TAP empty, it is set by the first
+        // packet diverted. (One that slips in between that read and the clearing of the stamp is epoll's to report.)
+        _tapReady |= received && _stamp.Value != 0;
+        bool sent = _tapReady && Transmit();
+        if (received | sent)
+        {
+            return true;
+        }
+
+        PayEvent();
+        return false;
+    }
+
+    /// <summary>Looks without a system call: the stamp tells that a packet was diverted to the TAP. The next <see cref="Pump"/> takes it.</summary>
+    public void Glance()
+    {
+        if (_stamp.Value != 0)
+        {
+            _tapReady = true;
+        }
+    }
+
+    /// <summary>Asks the peer for the events needed to sleep. False: there is work, do not sleep.</summary>
+    public bool Arm()
+    {
+        if (_full)
+        {
+            if (!_transmit.ArmSpace())
+            {
+                _full = false;
+                return !_tapReady && _receive.ArmData();
+            }
+        }
+        else if (_tapReady)
+        {
+            return false;
+        }
+        else if (_stalled)
+        {
+            _transmit.ArmEmpty();
+        }
+
+        return _receive.ArmData();
+    }
+
+    /// <summary>Awake again.</summary>
+    public void Disarm() => _receive.Disarm();
+
+    /// <summary>
+    /// Before a sleep: true while the peer has records it has not taken, so that the sleep must be bounded. Diverts
+    /// stop while the peer takes nothing at all for <see cref="_stallTicks"/>, and resume when it has caught up.
+    /// </summary>
+    public bool AwaitsPeer(long now)
+    {
+        if (!_transmit.HasOutstanding())
+        {
+            _progressSince = 0;
+            Resume();
+            return false;
+        }
+
+        if (_progressSince == 0 || _transmit.Consumed != _progressAt)
+        {
+            _progressAt = _transmit.Consumed;
+            _progressSince = now;
+            Resume();
+        }
+        else if (!_stalled && now - _progressSince > _stallTicks)
+        {
+            _stalled = true;
+            _stamp.Block();
+            _counters.Stalls++;
+            // Bounded once more: the next turn asks for the event that wakes us when the peer has taken everything.
+            return true;
+        }
+
+        return !_stalled;
+    }
+
+    /// <summary>Closing: empties the TAP into the ring. True when it is empty; false: no room yet.</summary>
+    public bool DrainTap()
+    {
+        _tapReady = true;
+        for (int i = 0; i < DrainBursts && Transmit(); i++)
+        {
+        }
+
+        PayEvent();
+        return !_tapReady;
+    }
+
+    /// <summary>Closing: takes everything that is in the receive ring.</summary>
+    public void DrainRing()
+    {
+        for (int i = 0; i < DrainBursts && Receive(); i++)
+        {
+        }
+
+        PayEvent();
+    }
+
+    private void Resume()
+    {
+        if (_stalled)
+        {
+            _stalled = false;
+            _stamp.Open();
+        }
+    }
+
+    private bool Transmit()
+    {
+        iovec* vectors = stackalloc iovec[2];
+        Span<byte> header = stackalloc byte[HeaderBytes];
+        int packets = 0;
+        uint bytes = 0;
+        for (; packets < BurstPackets && bytes < BurstBytes; packets++)
+        {
+            if (!_transmit.TryReserve(out RingSegments room))
+            {
+                _full = true;
+                break;
+            }
+
+            _full = false;
+            long length = VectorIo.readv(TapDescriptor, vectors, Vectors(room, vectors));
+            if (length < 0)
+            {
+                int error = Marshal.GetLastSystemError();
+                if (error == Errno.EAGAIN)
+                {
+                    _tapReady = false;
+                    break;
+                }
+
+                throw new NativeException("readv", "the channel's TAP", error);
+            }
+
+            // The TAP carries what was diverted to it; should the kernel ever speak on it by itself, that is not for the peer.
+            if (length < HeaderBytes)
+            {
+                continue;
+            }
+
+            room.CopyTo(header);
+            if (Mac(header, DestinationOffset) != _peerMac)
+            {
+                continue;
+            }
+
+            _transmit.Commit((uint)length);
+            bytes += (uint)length;
+            _counters.SentPackets++;
+            _counters.SentBytes += (ulong)length - VnetHeaderBytes;
+        }
+
+        // Drained, or at least moving: the divert may go on. With no room left it may not: packets would wait for nobody.
+        if (!_full && _stamp.Value != 0)
+        {
+            _stamp.Clear();
+        }
+
+        Owe(_transmit.Publish(), bytes);
+        return packets > 0;
+    }
+
+    private bool Receive()
+    {
+        iovec* vectors = stackalloc iovec[3];
+        Span<byte> header = stackalloc byte[HeaderBytes];
+        int packets = 0;
+        uint bytes = 0;
+        for (; packets < BurstPackets && bytes < BurstBytes && _receive.TryPeek(out RingSegments frame); packets++)
+        {
+            uint length = frame.Length;
+            if (length < HeaderBytes)
+            {
+                throw new PeerViolationException($"frame of {length} bytes");
+            }
+
+            // The headers are copied out, checked, and written from the copy: the peer can change the ring meanwhile.
+            frame.CopyTo(header);
+            if (Mac(header, SourceOffset) != _peerMac || Mac(header, DestinationOffset) != _ownMac)
+            {
+                throw new PeerViolationException("frame with a foreign source or destination MAC address");
+            }
+
+            // The sender's divert leaves them to the bridge, which knows who may be on which VLAN.
+            ushort etherType = BinaryPrimitives.ReadUInt16BigEndian(header[EtherTypeOffset..]);
+            if (etherType is ETH_P_8021Q or ETH_P_8021AD)
+            {
+                throw new PeerViolationException("frame with a VLAN tag");
+            }
+
+            // hdr_len is a hint, and the TAP refuses one that is longer than the frame.
+            ushort hdrLen = BinaryPrimitives.ReadUInt16LittleEndian(header[HdrLenOffset..]);
+            if (hdrLen > length - VnetHeaderBytes)
+            {
+                BinaryPrimitives.WriteUInt16LittleEndian(header[HdrLenOffset..], (ushort)(length - VnetHeaderBytes));
+            }
+
+            fixed (byte* first = header)
+            {
+                vectors[0].iov_base = first;
+                vectors[0].iov_len = HeaderBytes;
+                int count = 1 + Vectors(frame.Skip(HeaderBytes), vectors + 1);
+                if (VectorIo.writev(TapDescriptor, vectors, count) < 0)
+                {
+                    // The local stack's refusal (no memory, interface down, a header it does not like) loses this frame only.
+                    _counters.ReceiveErrors++;
+                }
+                else
+                {
+                    _counters.ReceivedPackets++;
+                    _counters.ReceivedBytes += length - VnetHeaderBytes;
+                }
+            }
+
+            _receive.Advance();
+            bytes += length;
+        }
+
+        LastBurstBytes = bytes;
+        Owe(_receive.Publish(), bytes);
+        return packets > 0;
+    }
+
+    private void Owe(bool peerWaits, uint bytes)
+    {
+        _owesEvent |= peerWaits;
+        _bytesSinceOwed += bytes;
+        if (_bytesSinceOwed >= WakeAfterBytes)
+        {
+            PayEvent();
+        }
+    }
+
+    private void PayEvent()
+    {
+        _bytesSinceOwed = 0;
+        if (_owesEvent)
+        {
+            _owesEvent = false;
+            _counters.Notifications++;
+            Events.Notify();
+        }
+    }
+
+    private static int Vectors(in RingSegments segments, iovec* vectors)
+    {
+        vectors[0].iov_base = segments.First;
+        vectors[0].iov_len = segments.FirstLength;
+        vectors[1].iov_base = segments.Second;
+        vectors[1].iov_len = segments.SecondLength;
+        return segments.SecondLength == 0 ? 1 : 2;
+    }
+
+    private static ulong Mac(ReadOnlySpan<byte> header, int offset) =>
+        BinaryPrimitives.ReadUInt64LittleEndian(header[offset..]) & 0xffff_ffff_ffff;
+}

@@ -1,0 +1,349 @@
+using System.Runtime.InteropServices;
+using XenLoop.Interop;
+using XenLoop.Interop.Linux;
+using static XenLoop.Interop.Errno;
+
+namespace XenLoop.Divert;
+
+/// <summary>
+/// The hooks on one local vif. At its egress a BPF program looks at the destination of each packet and hands those to
+/// connected peers to their TAPs; whatever arrives at such a TAP appears at the vif's ingress, as if it had come from
+/// netfront. Beneath the network layer on both sides: addresses, routes and firewall rules of the vif hold.
+/// Every doubt is decided for netfront: the program never drops a packet.
+/// All methods belong to the control thread; the stamps are for everybody.
+/// </summary>
+internal sealed unsafe class VifDivert : IDisposable
+{
+    /// <summary>An undrained packet of this age means that nobody drains.</summary>
+    internal const int StaleNanoseconds = 200_000_000;
+
+    /// <summary>Neighbours that can be counted at once; some 150 bytes of kernel memory each.</summary>
+    internal const int MaxTracked = 4096;
+
+    // "XL" in ASCII: high enough to run after an administrator's filters, low enough not to meet the kernel's automatic ones (from 0xC000).
+    internal const ushort FilterPriority = 0x584C;
+    internal const uint FilterHandle = 0x584C0001;
+    internal const string FilterName = "xenloopd";
+    // The successor of a killed daemon learns from the name that clsact was not there before.
+    internal const string FilterNameWithClsact = "xenloopd+clsact";
+
+    private readonly string _interfaceName;
+    private readonly int _interfaceIndex;
+    private readonly int _slots;
+    private readonly TrafficControl _trafficControl;
+    private readonly SafeFd _peers;
+    private readonly SafeFd _stamps;
+    private readonly MappedMemory _stampLines;
+    private readonly SafeFd _egressProgram;
+    private SafeFd? _acceptProgram;
+    private SafeFd? _injectProgram;
+    private SafeFd? _egressLink;
+    private bool _ownsClsact;
+    private bool _disposed;
+
+    private VifDivert(string interfaceName, MacAddress own, int slots, int vif, BpfRingBuffer demands)
+    {
+        _interfaceName = interfaceName;
+        _slots = slots;
+        _trafficControl = new TrafficControl();
+        try
+        {
+            using Links links = new();
+            LinkInfo link = links.FindLink(interfaceName)
+                ?? throw new NativeException("RTM_GETLINK", interfaceName, ENODEV);
+            _interfaceIndex = link.Index;
+            _peers = Bpf.CreateHash("xenloop_peers", sizeof(ulong), sizeof(Peer), MaxTracked);
+            _stamps = Bpf.CreateMappableArray("xenloop_stamps", LivenessStamp.Size, slots);
+            _stampLines = MappedMemory.Map(_stamps.Number, slots * LivenessStamp.Size, "the BPF map xenloop_stamps");
+            for (int slot = 0; slot < slots; slot++)
+            {
+                Stamp(slot).Block();
+            }
+            _egressProgram = Bpf.LoadClassifier("xenloop_divert", DivertPrograms.Divert(own, vif, _peers, _stamps, demands.Map));
+        }
+        catch
+        {
+            Dispose();
+            throw;
+        }
+    }
+
+    /// <summary>How the programs are attached.</summary>
+    public DivertRung Rung { get; private set; }
+
+    /// <summary>Index of the interface in this network namespace.</summary>
+    public int InterfaceIndex => _interfaceIndex;
+
+    /// <summary>Attaches to an interface, by the best rung that the kernel has. Nothing is diverted until a peer is connected and its slot open.</summary>
+    /// <param name="interfaceName">The vif as this domain sees it.</param>
+    /// <param name="own">Its MAC address as Dom0 announced it: frames from other sources (bridged ones) pass.</param>
+    /// <param name="slots">Channels that can be connected at once; slots are numbered from 0.</param>
+    /// <param name="vif">The vif's number, for its reports.</param>
+    /// <param name="demands">Gets a <see cref="Demand"/> when a tracked destination that is not connected gets its rate of packets.</param>
+    /// <param name="only">Try this rung alone.</param>
+    /// <exception cref="NativeException">No such interface, missing rights, or neither rung works here.</exception>
+    public static VifDivert Attach(string interfaceName, MacAddress own, int slots, int vif, BpfRingBuffer demands, DivertRung? only = null)
+    {
+        VifDivert divert = new(interfaceName, own, slots, vif, demands);
+        try
+        {
+            divert.AttachEgress(only);
+            return divert;
+        }
+        catch
+        {
+            divert.Dispose();
+            throw;
+        }
+    }
+
+    /// <summary>Starts counting packets to this destination, or changes its rate: the counters of one that is tracked already go on.</summary>
+    /// <param name="peer">Of a neighbour.</param>
+    /// <param name="packetsPerSecond">Reported when it gets so many within a second and is not connected; 0 for never.</param>
+    /// <exception cref="NativeException">E2BIG: <see cref="MaxTracked"/> are tracked.</exception>
+    public void Track(MacAddress peer, int packetsPerSecond)
+    {
+        _ = Bpf.Lookup(_peers, peer.Bits, out Peer entry);
+        entry.Address = peer.Bits;
+        entry.Threshold = (uint)packetsPerSecond;
+        Bpf.Update(_peers, peer.Bits, in entry);
+    }
+
+    /// <summary>Hands packets to this destination to a TAP, as soon as the slot is open (<see cref="LivenessStamp.Open"/>). Counters go on.</summary>
+    /// <param name="peer">Tracked or not.</param>
+    /// <param name="tapIndex">Index of the channel's TAP.</param>
+    /// <param name="slot">Which stamp guards it.</param>
+    public void Connect(MacAddress peer, int tapIndex, int slot)
+    {
+        ArgumentOutOfRangeException.ThrowIfNegativeOrZero(tapIndex);
+        ArgumentOutOfRangeException.ThrowIfGreaterThanOrEqual((uint)slot, (uint)_slots, nameof(slot));
+        Replace(peer, tapIndex, slot);
+    }
+
+    /// <summary>Back to counting. Nothing to do for a destination that is not tracked.</summary>
+    public void Disconnect(MacAddress peer)
+    {
+        if (Bpf.Lookup(_peers, peer.Bits, out Peer _))
+        {
+            Replace(peer, 0, 0);
+        }
+    }
+
+    /// <summary>The destination is no neighbour any more: its packets pass uncounted.</summary>
+    public void Forget(MacAddress peer) => _ = Bpf.Delete(_peers, peer.Bits);
+
+    /// <summary>Counters since the destination is tracked; zeros when it is not.</summary>
+    public DivertCounters Read(MacAddress peer) =>
+        Bpf.Lookup(_peers, peer.Bits, out Peer found) ? new DivertCounters(found.Seen, found.Diverted) : default;
+
+    /// <summary>The slot's stamp: blocked at first.</summary>
+    public LivenessStamp Stamp(int slot)
+    {
+        ArgumentOutOfRangeException.ThrowIfGreaterThanOrEqual((uint)slot, (uint)_slots, nameof(slot));
+        return new LivenessStamp(_stampLines.Address + (slot * LivenessStamp.Size));
+    }
+
+    /// <summary>Whatever arrives at this TAP appears at the ingress of the vif. Ends with the returned object and with the TAP.
+    /// To be called on a thread of the vif's network namespace, as <see cref="Attach"/>.</summary>
+    /// <param name="tap">Of the same namespace.</param>
+    /// <param name="only">Try this way alone.</param>
+    /// <exception cref="NativeException">Neither way works here.</exception>
+    public IDisposable AttachReinjection(TapDevice tap, Reinjection? only = null)
+    {
+        if (only is not Reinjection.BpfRedirect)
+        {
+            try
+            {
+                _acceptProgram ??= Bpf.LoadClassifier("xenloop_accept", DivertPrograms.Accept());
+                _ = _trafficControl.AddClsact(tap.Index);
+                _trafficControl.AddIngressRedirect(
+                    tap.Index, TcHook.Ingress, FilterPriority, FilterHandle, _acceptProgram.Number, FilterName, _interfaceIndex);
+                return EndsWithTheTap.Instance;
+            }
+            catch (NativeException) when (only is null)
+            {
+                // A kernel without act_mirred, or with TCX and without cls_bpf.
+            }
+        }
+        _injectProgram ??= Bpf.LoadClassifier("xenloop_inject", DivertPrograms.Inject(_interfaceIndex));
+        if (Rung == DivertRung.Tcx)
+        {
+            return Bpf.CreateTcxLink(_injectProgram, tap.Index, BpfAttachType.BPF_TCX_INGRESS);
+        }
+        _ = _trafficControl.AddClsact(tap.Index);
+        _trafficControl.AddBpfFilter(tap.Index, TcHook.Ingress, FilterPriority, FilterHandle, _injectProgram.Number, FilterName);
+        return EndsWithTheTap.Instance;
+    }
+
+    /// <summary>
+    /// After <see cref="LivenessStamp.Block"/> or <see cref="Disconnect"/>: returns when every program that was running on some CPU
+    /// has ended, so that the last diverted packet is in the TAP. Takes some milliseconds.
+    /// </summary>
+    public static void WaitForPackets()
+    {
+        if (!Membarrier.TryWaitForAll())
+        {
+            // There the wait is by time.
+            Thread.Sleep(10);
+        }
+    }
+
+    /// <summary>Detaches from the vif and leaves nothing behind. Diverting has ended when it returns.</summary>
+    public void Dispose()
+    {
+        if (_disposed)
+        {
+            return;
+        }
+        _disposed = true;
+        try
+        {
+            if (_egressLink is not null)
+            {
+                _egressLink.Dispose();
+            }
+            else if (_interfaceIndex != 0)
+            {
+                DetachFilter();
+            }
+        }
+        catch (NativeException)
+        {
+            // The interface may be gone, and its filters with it. What stays lets every packet pass, and the next daemon removes it.
+        }
+        _acceptProgram?.Dispose();
+        _injectProgram?.Dispose();
+        _egressProgram?.Dispose();
+        _stampLines?.Dispose();
+        _stamps?.Dispose();
+        _peers?.Dispose();
+        _trafficControl.Dispose();
+    }
+
+    private void AttachEgress(DivertRung? only)
+    {
+        // What a killed predecessor left passes every packet, but would count as somebody's use of clsact.
+        _ownsClsact = RemoveStaleFilter();
+        if (only is not DivertRung.ClsBpf)
+        {
+            try
+            {
+                _egressLink = Bpf.CreateTcxLink(_egressProgram, _interfaceIndex, BpfAttachType.BPF_TCX_EGRESS);
+                Rung = DivertRung.Tcx;
+                ReleaseClsact();
+                return;
+            }
+            catch (NativeException) when (only is null)
+            {
+                // An older kernel: the next rung, whose error counts if it fails, too.
+            }
+        }
+        _ownsClsact |= _trafficControl.AddClsact(_interfaceIndex);
+        Rung = DivertRung.ClsBpf;
+        _trafficControl.AddBpfFilter(
+            _interfaceIndex, TcHook.Egress, FilterPriority, FilterHandle, _egressProgram.Number,
+            _ownsClsact ? FilterNameWithClsact : FilterName);
+    }
+
+    /// <summary>Removes a filter that bears our priority, handle and name; another's is not touched.</summary>
+    /// <returns>True when its owner had added clsact, too.</returns>
+    private bool RemoveStaleFilter()
+    {
+        foreach (TcFilter filter in _trafficControl.ListFilters(_interfaceIndex, TcHook.Egress))
+        {
+            if (filter is { Kind: "bpf", Priority: FilterPriority, Handle: FilterHandle, Name: FilterName or FilterNameWithClsact })
+            {
+                _ = _trafficControl.DeleteFilter(_interfaceIndex, TcHook.Egress, FilterPriority, FilterHandle);
+                return filter.Name == FilterNameWithClsact;
+            }
+        }
+        return false;
+    }
+
+    private void DetachFilter()
+    {
+        _ = RemoveStaleFilter();
+        ReleaseClsact();
+    }
+
+    /// <summary>Removes clsact if it is ours and nobody else has put a filter there meanwhile.</summary>
+    private void ReleaseClsact()
+    {
+        if (_ownsClsact &&
+            _trafficControl.ListFilters(_interfaceIndex, TcHook.Egress).Count == 0 &&
+            _trafficControl.ListFilters(_interfaceIndex, TcHook.Ingress).Count == 0)
+        {
+            _trafficControl.DeleteClsact(_interfaceIndex);
+        }
+        _ownsClsact = false;
+    }
+
+    private void Replace(MacAddress peer, int tapIndex, int slot)
+    {
+        // The element is exchanged as a whole: what the program counts between the look and the exchange is lost, a few packets.
+        _ = Bpf.Lookup(_peers, peer.Bits, out Peer entry);
+        entry.Address = peer.Bits;
+        entry.TapIndex = (uint)tapIndex;
+        entry.Slot = (uint)slot;
+        Bpf.Update(_peers, peer.Bits, in entry);
+    }
+
+    /// <summary>A destination, as program and daemon share it. The key is <see cref="MacAddress.Bits"/>.</summary>
+    [StructLayout(LayoutKind.Explicit)]
+    internal struct Peer
+    {
+        public const int TapIndexOffset = 0;
+        public const int SlotOffset = 4;
+        public const int SeenOffset = 8;
+        public const int DivertedOffset = 16;
+        public const int AddressOffset = 24;
+        public const int WindowStartOffset = 32;
+        public const int WindowCountOffset = 40;
+        public const int LastCountOffset = 44;
+        public const int ThresholdOffset = 48;
+
+        /// <summary>0: tracked, not connected.</summary>
+        [FieldOffset(TapIndexOffset)]
+        public uint TapIndex;
+
+        [FieldOffset(SlotOffset)]
+        public uint Slot;
+
+        [FieldOffset(SeenOffset)]
+        public ulong Seen;
+
+        [FieldOffset(DivertedOffset)]
+        public ulong Diverted;
+
+        /// <summary>The key once more, for the report.</summary>
+        [FieldOffset(AddressOffset)]
+        public ulong Address;
+
+        /// <summary>CLOCK_MONOTONIC in nanoseconds at the first packet of the window.</summary>
+        [FieldOffset(WindowStartOffset)]
+        public ulong WindowStart;
+
+        [FieldOffset(WindowCountOffset)]
+        public uint WindowCount;
+
+        /// <summary>Packets in the window before.</summary>
+        [FieldOffset(LastCountOffset)]
+        public uint LastCount;
+
+        [FieldOffset(ThresholdOffset)]
+        public uint Threshold;
+
+        [FieldOffset(ThresholdOffset + sizeof(uint))]
+        private readonly uint _padding;
+    }
+
+    /// <summary>A filter goes with the interface that it is attached to.</summary>
+    private sealed class EndsWithTheTap : IDisposable
+    {
+        public static readonly EndsWithTheTap Instance = new();
+
+        public void Dispose()
+        {
+        }
+    }
+}

@@ -1,0 +1,234 @@
+using System.Globalization;
+using System.Text.Json;
+using XenLoop.Hypervisor;
+using XenLoop.Interop.Xen;
+using XenLoop.Loop;
+using XenLoop.Protocol;
+using XenLoop.Service;
+using XenLoop.Settings;
+
+namespace XenLoop.Dom0;
+
+/// <summary>
+/// The daemon in Dom0: introduces willing guests on the same segment to each other as far as the policy allows, tells each
+/// of the other's calls, and withdraws what no longer holds. It holds nothing that XenStore does not: after a restart it
+/// reads its own introductions back.
+/// </summary>
+internal sealed class Dom0Role : IRole
+{
+    private readonly TimeProvider _clock;
+    private readonly XenStore _xenStore;
+    private readonly WatchSet _watches;
+    private readonly Publisher _publisher;
+    private readonly GuestDirectory _directory;
+    private readonly Suspends _suspends;
+    private Policy _policy;
+
+    public Dom0Role(IHypervisor hypervisor, Configuration configuration, TimeProvider clock)
+    {
+        _clock = clock;
+        _policy = configuration.Policy;
+        _xenStore = hypervisor.OpenXenStore();
+        _watches = new WatchSet(_xenStore);
+        _publisher = new Publisher(_xenStore);
+        _directory = new GuestDirectory(_xenStore, _watches, _publisher, clock);
+        _suspends = new Suspends(_xenStore, _publisher, Publish);
+        Descriptors = [_xenStore.FileDescriptor, _directory.FileDescriptor];
+        Log.Info("Dom0: introducing guests on the same segment to each other");
+    }
+
+    public string Activity => "introducing guests";
+
+    public IReadOnlyList<int> Descriptors { get; }
+
+    public void Register(ControlSocket control)
+    {
+        control.Register("quiesce DOMID HOLDER", (json, arguments) =>
+        {
+            if (FindGuest(arguments[0], json) is { } guest && ParseHolder(arguments[1], json) is { } holder)
+            {
+                json.WriteString("state", _suspends.Begin(guest, holder));
+            }
+        });
+        control.Register("resume DOMID", (json, arguments) =>
+        {
+            if (FindGuest(arguments[0], json) is { } guest)
+            {
+                _suspends.End(guest, "on request");
+                json.WriteString("state", "resumed");
+            }
+        });
+    }
+
+    public void Configure(Configuration configuration)
+    {
+        _policy = configuration.Policy;
+        foreach (GuestRecord guest in _directory.Guests)
+        {
+            PublishPeers(guest);
+        }
+    }
+
+    public Deadline Turn()
+    {
+        _watches.Drain();
+        List<GuestRecord> gone = [];
+        HashSet<GuestRecord> changed = _directory.Follow(gone);
+        foreach (GuestRecord guest in _directory.Guests)
+        {
+            foreach (GuestRecord former in gone)
+            {
+                PublishPair(guest, former.Domid);
+            }
+        }
+
+        foreach (GuestRecord guest in changed)
+        {
+            Publish(guest);
+        }
+
+        Deadline due = FollowNodes();
+        return _suspends.FollowHolders(_directory.Guests) ? due.Or(Deadline.At(_clock.Now() + Suspends.HolderPoll)) : due;
+    }
+
+    public void WriteStatus(Utf8JsonWriter json)
+    {
+        json.WriteString("role", "dom0");
+        json.WriteStartArray("guests");
+        foreach (GuestRecord guest in _directory.Guests)
+        {
+            json.WriteStartObject();
+            json.WriteNumber("domid", guest.Domid);
+            json.WriteString("name", guest.Identity.Name);
+            json.WriteString("uuid", guest.Identity.Uuid);
+            json.WriteBoolean("willing", guest.Offer is not null);
+            json.WriteBoolean("quiesced", guest.Quiesce is not null);
+            json.WriteStartArray("vifs");
+            for (int i = 0; i < guest.Vifs.Length; i++)
+            {
+                VifRecord vif = guest.Vifs[i];
+                json.WriteStartObject();
+                json.WriteNumber("vif", vif.Vif);
+                json.WriteString("mac", vif.Mac.ToString());
+                json.WriteString("segment", guest.Segments[i]);
+                json.WriteStartArray("introduced");
+                foreach ((ChannelKey key, _) in guest.PublishedPeers.OrderBy(p => p.Key).SelectMany(p => p.Value).Where(p => p.Key.Vif == vif.Vif))
+                {
+                    json.WriteStringValue(key.PeerName);
+                }
+
+                json.WriteEndArray();
+                json.WriteEndObject();
+            }
+
+            json.WriteEndArray();
+            json.WriteEndObject();
+        }
+
+        json.WriteEndArray();
+    }
+
+    /// <summary>The introductions stay: a restart of this daemon must not cost a channel.</summary>
+    public void Dispose()
+    {
+        _xenStore.Dispose();
+        _directory.Dispose();
+    }
+
+    /// <summary>Reads what guests have changed of their own nodes, and has their peers know.</summary>
+    /// <returns>When a guest that was busy may be listened to again.</returns>
+    private Deadline FollowNodes()
+    {
+        Deadline due = Deadline.Never;
+        TimeSpan now = _clock.Now();
+        foreach (GuestRecord guest in _directory.Guests)
+        {
+            if (guest.Unread.Count == 0)
+            {
+                continue;
+            }
+
+            Deadline allowed = guest.Budget.Due(now);
+            if (!allowed.IsDue(now))
+            {
+                due = due.Or(allowed);
+                continue;
+            }
+
+            int before = _publisher.Requests;
+            string[] nodes = [.. guest.Unread];
+            guest.Unread.Clear();
+            Offer? offer = guest.Offer;
+            HashSet<ushort> called = [];
+            foreach (string node in nodes)
+            {
+                called.UnionWith(_directory.ReadNodes(guest, node));
+            }
+
+            if (guest.Offer != offer)
+            {
+                Publish(guest);
+            }
+            else
+            {
+                foreach (ushort peer in called)
+                {
+                    if (_directory.Find(peer) is { } callee)
+                    {
+                        PublishPair(callee, guest.Domid);
+                    }
+                }
+            }
+
+            guest.Budget.Charge(_publisher.Requests - before + nodes.Length);
+        }
+
+        return due;
+    }
+
+    /// <summary>Brings what the guest and its neighbours know of each other up to date.</summary>
+    private void Publish(GuestRecord guest)
+    {
+        _publisher.PublishVifs(guest, Introducer.Vifs(guest));
+        PublishPeers(guest);
+        foreach (GuestRecord peer in _directory.Guests)
+        {
+            PublishPair(peer, guest.Domid);
+        }
+    }
+
+    /// <summary>Of every peer: those on the host, and those that went while this daemon was away.</summary>
+    private void PublishPeers(GuestRecord guest)
+    {
+        foreach (ushort peer in _directory.Guests.Select(g => g.Domid).Union(guest.PublishedPeers.Keys).ToArray())
+        {
+            PublishPair(guest, peer);
+        }
+    }
+
+    private void PublishPair(GuestRecord guest, ushort peer) =>
+        _publisher.PublishPeers(guest, peer, Introducer.Peers(_policy, guest, _directory.Find(peer)));
+
+    /// <summary>Says so where there is none.</summary>
+    private GuestRecord? FindGuest(string domid, Utf8JsonWriter json)
+    {
+        if (ushort.TryParse(domid, NumberStyles.None, CultureInfo.InvariantCulture, out ushort number) && _directory.Find(number) is { } guest)
+        {
+            return guest;
+        }
+
+        json.WriteString("error", $"there is no domain {domid}");
+        return null;
+    }
+
+    private static int? ParseHolder(string text, Utf8JsonWriter json)
+    {
+        if (int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out int holder))
+        {
+            return holder;
+        }
+
+        json.WriteString("error", $"\"{text}\" is no process; give its number, or 0 for none");
+        return null;
+    }
+}

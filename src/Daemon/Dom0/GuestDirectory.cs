@@ -1,0 +1,250 @@
+using System.Globalization;
+using XenLoop.Interop.Linux;
+using XenLoop.Interop.Xen;
+using XenLoop.Loop;
+using XenLoop.Protocol;
+using XenLoop.Settings;
+
+namespace XenLoop.Dom0;
+
+/// <summary>
+/// The guests of this host and what is known of them: who they are, their vifs and on which segments these are, and what they
+/// say of themselves. Watches note what has changed; <see cref="Follow"/> reads it.
+/// </summary>
+internal sealed class GuestDirectory : IDisposable
+{
+    private readonly XenStore _xenStore;
+    private readonly WatchSet _watches;
+    private readonly Publisher _publisher;
+    private readonly TimeProvider _clock;
+    private readonly Links _links = new();
+    private readonly LinkMonitor _linkChanges = new();
+    private readonly SortedDictionary<ushort, GuestRecord> _guests = [];
+    private readonly HashSet<GuestRecord> _renamed = [];
+    private readonly HashSet<GuestRecord> _rewired = [];
+    private Dictionary<string, LinkMaster> _masters;
+    private bool _domainsChanged;
+
+    /// <param name="xenStore">Dom0's.</param>
+    /// <param name="watches">Of the same connection.</param>
+    /// <param name="publisher">Knows what guests were told.</param>
+    /// <param name="clock">The monotonic clock.</param>
+    public GuestDirectory(XenStore xenStore, WatchSet watches, Publisher publisher, TimeProvider clock)
+    {
+        (_xenStore, _watches, _publisher, _clock) = (xenStore, watches, publisher, clock);
+        _masters = _links.ListMasters();
+        watches.Add(StorePaths.IntroduceDomain, _ => _domainsChanged = true);
+        watches.Add(StorePaths.ReleaseDomain, _ => _domainsChanged = true);
+    }
+
+    /// <summary>Readable when interfaces have changed.</summary>
+    public int FileDescriptor => _linkChanges.FileDescriptor;
+
+    /// <summary>By domid.</summary>
+    public IReadOnlyCollection<GuestRecord> Guests => _guests.Values;
+
+    public GuestRecord? Find(ushort domid) => _guests.GetValueOrDefault(domid);
+
+    /// <summary>Every domain but Dom0 that has a home in XenStore, ghosts included.</summary>
+    public static IEnumerable<ushort> List(XenStore xenStore)
+    {
+        foreach (string name in xenStore.List(StorePaths.Homes))
+        {
+            if (ushort.TryParse(name, NumberStyles.None, CultureInfo.InvariantCulture, out ushort domid) && domid != 0)
+            {
+                yield return domid;
+            }
+        }
+    }
+
+    /// <summary>A guest may end while something is written for it: the write makes its home anew, and nobody else removes that.</summary>
+    public static void RemoveGhost(XenStore xenStore, ushort domid)
+    {
+        string home = StorePaths.Home(domid);
+        if (xenStore.List(home) is [] or [StorePaths.OwnIntroductions])
+        {
+            xenStore.Remove(home);
+        }
+    }
+
+    /// <summary>Reads what the toolstack and the kernel have changed. What guests have, see <see cref="ReadNodes"/>.</summary>
+    /// <param name="gone">Gets the guests that are no more.</param>
+    /// <returns>The guests that are new, or others than before.</returns>
+    public HashSet<GuestRecord> Follow(List<GuestRecord> gone)
+    {
+        HashSet<GuestRecord> changed = [];
+        if (_domainsChanged)
+        {
+            _domainsChanged = false;
+            FollowDomains(gone, changed);
+        }
+
+        foreach (GuestRecord guest in _renamed)
+        {
+            ReadIdentity(guest);
+            changed.Add(guest);
+        }
+
+        if (_linkChanges.TakeChanges())
+        {
+            _masters = _links.ListMasters();
+            // Open vSwitch's ports are told apart by what XenStore says, which may have changed without a watch of ours.
+            _rewired.UnionWith(_guests.Values.Where(g => g.Vifs.Any(v => v.Backend == 0 && _masters.TryGetValue(v.Interface, out LinkMaster m) && !m.IsBridge)));
+            changed.UnionWith(_guests.Values.Where(FindSegments));
+        }
+
+        foreach (GuestRecord guest in _rewired)
+        {
+            if (ReadVifs(guest))
+            {
+                changed.Add(guest);
+            }
+        }
+
+        _renamed.Clear();
+        _rewired.Clear();
+        return changed;
+    }
+
+    /// <summary>Reads one of the guest's own nodes, or all of them.</summary>
+    /// <param name="guest">One of <see cref="Guests"/>.</param>
+    /// <param name="name">The node's; empty for all.</param>
+    /// <returns>The peers that are called now and were not, or the other way round.</returns>
+    public HashSet<ushort> ReadNodes(GuestRecord guest, string name)
+    {
+        HashSet<ushort> peers = [];
+        string area = StorePaths.Area(guest.Domid);
+        string[] names = [name];
+        if (name.Length == 0)
+        {
+            peers.UnionWith(guest.Calls.Keys.Select(k => k.Peer));
+            guest.Calls.Clear();
+            names = [.. _xenStore.List(area).Append(StorePaths.OfferName)];
+        }
+
+        foreach (string node in names)
+        {
+            string? value = _xenStore.Read($"{area}/{node}");
+            if (node == StorePaths.OfferName)
+            {
+                guest.Offer = Offer.Parse(value);
+            }
+            else if (ChannelKey.ParseNode(node) is { } key)
+            {
+                ulong session = ChannelMessage.Parse(value) is { IsCall: true } call ? call.Session : 0;
+                if (session != 0 ? (guest.Calls.GetValueOrDefault(key) != session) : guest.Calls.Remove(key))
+                {
+                    peers.Add(key.Peer);
+                }
+
+                if (session != 0)
+                {
+                    guest.Calls[key] = session;
+                }
+            }
+        }
+
+        return peers;
+    }
+
+    public void Dispose()
+    {
+        _linkChanges.Dispose();
+        _links.Dispose();
+    }
+
+    private void FollowDomains(List<GuestRecord> gone, HashSet<GuestRecord> changed)
+    {
+        HashSet<ushort> present = [];
+        foreach (ushort domid in List(_xenStore))
+        {
+            if (_xenStore.Read(StorePaths.Domid(domid)) is not null)
+            {
+                present.Add(domid);
+            }
+            else
+            {
+                RemoveGhost(_xenStore, domid);
+            }
+        }
+
+        foreach (GuestRecord guest in _guests.Values.Where(g => !present.Contains(g.Domid)).ToArray())
+        {
+            gone.Add(guest);
+            _guests.Remove(guest.Domid);
+            _renamed.Remove(guest);
+            _rewired.Remove(guest);
+            foreach (string path in (string[])[StorePaths.Area(guest.Domid), StorePaths.GuestName(guest.Domid), StorePaths.LibxlVifs(guest.Domid), .. guest.Backends.Append((ushort)0).Select(b => StorePaths.BackendVifs(b, guest.Domid))])
+            {
+                _watches.Remove(path);
+            }
+        }
+
+        foreach (ushort domid in present.Where(d => !_guests.ContainsKey(d)))
+        {
+            GuestRecord guest = new(domid, _clock.Now());
+            _guests.Add(domid, guest);
+            _watches.Add(StorePaths.Area(domid), guest.Remember);
+            _watches.Add(StorePaths.GuestName(domid), _ => _renamed.Add(guest));
+            _watches.Add(StorePaths.LibxlVifs(domid), path => Rewire(guest, path));
+            _watches.Add(StorePaths.BackendVifs(0, domid), path => Rewire(guest, path));
+            // The watches fire at once, but later than this turn, which would withdraw what was published for want of an offer.
+            _publisher.ReadBack(guest, Suspends.Holds);
+            ReadIdentity(guest);
+            ReadNodes(guest, "");
+            ReadVifs(guest);
+            changed.Add(guest);
+        }
+    }
+
+    private void Rewire(GuestRecord guest, string path)
+    {
+        // A guest makes its backend change state as often as it likes, and that says nothing of the vif.
+        if (!path.EndsWith("/state", StringComparison.Ordinal))
+        {
+            _rewired.Add(guest);
+        }
+    }
+
+    private void ReadIdentity(GuestRecord guest)
+    {
+        string uuid = _xenStore.Read(StorePaths.Vm(guest.Domid))?.Split('/')[^1] ?? "";
+        if (guest.Identity.Uuid is { } before && before != uuid)
+        {
+            // Another guest with the same domid, and its home is a new one.
+            _publisher.ReadBack(guest, Suspends.Holds);
+        }
+
+        if (uuid.Length == 0)
+        {
+            // Its home is gone, and its offer with it, whichever watch tells first.
+            guest.Offer = null;
+        }
+
+        guest.Identity = new GuestIdentity(_xenStore.Read(StorePaths.GuestName(guest.Domid)) ?? "", uuid);
+    }
+
+    /// <returns>True when they have changed.</returns>
+    private bool ReadVifs(GuestRecord guest)
+    {
+        HashSet<ushort> backends = [];
+        VifRecord[] vifs = VifRecord.ReadAll(_xenStore, guest.Domid, guest.Identity.Uuid, backends);
+        foreach (ushort backend in backends.Where(guest.Backends.Add))
+        {
+            _watches.Add(StorePaths.BackendVifs(backend, guest.Domid), path => Rewire(guest, path));
+        }
+
+        bool changed = !vifs.AsSpan().SequenceEqual(guest.Vifs);
+        guest.Vifs = vifs;
+        return FindSegments(guest) | changed;
+    }
+
+    /// <returns>True when one is another than before.</returns>
+    private bool FindSegments(GuestRecord guest)
+    {
+        string?[] segments = [.. guest.Vifs.Select(v => v.Segment(_masters))];
+        bool changed = !segments.AsSpan().SequenceEqual(guest.Segments);
+        guest.Segments = segments;
+        return changed;
+    }
+}

@@ -1,0 +1,173 @@
+using XenLoop.Guest.Channels;
+using XenLoop.Interop.Linux;
+using XenLoop.Loop;
+using XenLoop.Protocol;
+using XenLoop.Service;
+using XenLoop.Settings;
+
+namespace XenLoop.Guest;
+
+/// <summary>The channels that there are, and whether there is room for one more.</summary>
+internal sealed class ChannelTable(ChannelContext context)
+{
+    // A channel in use makes room for a peer with so many times its traffic.
+    private const double RivalFactor = 2;
+
+    private readonly Dictionary<ChannelKey, Channel> _channels = [];
+    private int _maxChannels;
+    private bool _crowded;
+
+    public int Count => _channels.Count;
+
+    public IEnumerable<Channel> All => _channels.Values.OrderBy(c => c.Key.Peer).ThenBy(c => c.Key.PeerVif);
+
+    /// <summary>Bytes that the rings of all channels take, or will.</summary>
+    public long Memory => _channels.Values.Sum(c => c.MemoryBytes);
+
+    /// <summary>Bytes that they may take.</summary>
+    public long MemoryLimit { get; private set; }
+
+    /// <summary>Some channel has something that a suspend would break.</summary>
+    public bool HoldsAnything => _channels.Values.Any(c => !c.IsWaiting);
+
+    /// <summary>When one of them needs a turn though nothing has changed.</summary>
+    public Deadline Due
+    {
+        get
+        {
+            Deadline due = Deadline.Never;
+            foreach (Channel channel in _channels.Values)
+            {
+                due = due.Or(channel.Due);
+            }
+
+            return due;
+        }
+    }
+
+    public bool Contains(ChannelKey key) => _channels.ContainsKey(key);
+
+    public bool Uses(int vif) => _channels.Keys.Any(k => k.Vif == vif);
+
+    /// <summary>Takes other limits over: the least useful go first, until the rest is within them.</summary>
+    public void Configure(GuestSettings settings, TimeSpan now)
+    {
+        _maxChannels = settings.MaxChannels;
+        MemoryLimit = settings.MaxMemoryMiB * 1024L * 1024 ?? Math.Min(GC.GetGCMemoryInfo().TotalAvailableMemoryBytes / 8, 128L << 20);
+        _crowded = false;
+        foreach (Channel channel in _channels.Values)
+        {
+            channel.IdleTimeChanged(now);
+        }
+
+        foreach (Channel channel in _channels.Values.Where(c => c.IsRunning).OrderBy(c => c.TakeRate(now)).Take(Excess()).ToArray())
+        {
+            channel.Drop("over the limit that the configuration sets");
+            channel.Turn(now);
+        }
+    }
+
+    /// <summary>The channel to a peer, to be given a turn; null when there is no room for one more, at least not yet.</summary>
+    /// <param name="key">Of the channel.</param>
+    /// <param name="peerMac">The peer's, as introduced.</param>
+    /// <param name="port">This side's vif; null while it may have none.</param>
+    /// <param name="now">See <see cref="Deadline"/>.</param>
+    /// <param name="packetsPerSecond">To the peer, as far as this side knows.</param>
+    public Channel? Open(ChannelKey key, MacAddress peerMac, VifPort? port, TimeSpan now, double packetsPerSecond = 0)
+    {
+        if (_channels.TryGetValue(key, out Channel? channel))
+        {
+            return channel;
+        }
+
+        // Two peers with one address: the divert knows only one of them.
+        bool ambiguous = _channels.Values.Any(c => c.Key.Vif == key.Vif && c.PeerMac == peerMac);
+        if (port is null || ambiguous || !HasRoom(packetsPerSecond, now))
+        {
+            return null;
+        }
+
+        channel = new Channel(context, key, port, peerMac);
+        _channels[key] = channel;
+        return channel;
+    }
+
+    /// <summary>Gives a turn to each that needs one; retires those that nobody needs.</summary>
+    /// <param name="isWanted">Whether it is still introduced, on a vif that may have channels.</param>
+    /// <param name="now">See <see cref="Deadline"/>.</param>
+    /// <returns>True when one is retired: what it was in the way of may go on.</returns>
+    public bool Turn(Func<Channel, bool> isWanted, TimeSpan now)
+    {
+        bool retired = false;
+        foreach (Channel channel in _channels.Values.ToArray())
+        {
+            if (channel.NeedsTurn(isWanted(channel), now))
+            {
+                channel.Turn(now);
+            }
+
+            if (channel.IsFinished(now))
+            {
+                channel.Retire(now);
+                _channels.Remove(channel.Key);
+                retired = true;
+            }
+        }
+
+        return retired;
+    }
+
+    public void RetireAll(TimeSpan now)
+    {
+        foreach (Channel channel in _channels.Values)
+        {
+            channel.Retire(now);
+        }
+
+        _channels.Clear();
+    }
+
+    /// <summary>
+    /// Room for one more channel. If there is none, the least useful one begins to make some when the newcomer has clearly
+    /// more traffic: the newcomer's next packets, at most a second later, find it.
+    /// </summary>
+    private bool HasRoom(double packetsPerSecond, TimeSpan now)
+    {
+        if (_channels.Count < _maxChannels && Memory + (2L * context.RingBytes) <= MemoryLimit)
+        {
+            return true;
+        }
+
+        // One that holds nothing, because it failed, makes room at once.
+        if (_channels.Values.FirstOrDefault(c => c.IsWaiting) is { } failed)
+        {
+            failed.Retire(now);
+            _channels.Remove(failed.Key);
+            return HasRoom(packetsPerSecond, now);
+        }
+
+        if (!_crowded)
+        {
+            _crowded = true;
+            Log.Warning($"{_channels.Count} channels are as many as max-channels ({_maxChannels}) and max-memory-mib ({MemoryLimit >> 20}) allow: "
+                + "the least used make room for peers with more traffic, which stays on netfront meanwhile");
+        }
+
+        Channel? least = _channels.Values.Where(c => c.IsProven(now)).MinBy(c => c.TakeRate(now));
+        if (least is not null && least.TakeRate(now) * RivalFactor < packetsPerSecond)
+        {
+            least.Drop("makes room for a peer with more traffic");
+            least.Turn(now);
+        }
+
+        return false;
+    }
+
+    /// <summary>How many channels there are too many.</summary>
+    private int Excess()
+    {
+        int excess = Math.Max(0, _channels.Count - _maxChannels);
+        long memory = Memory - MemoryLimit;
+        return Math.Max(excess, (int)Math.Ceiling(Math.Max(0, memory) / (2.0 * context.RingBytes)));
+    }
+}

@@ -1,0 +1,145 @@
+using XenLoop.DataPath;
+using XenLoop.Divert;
+using XenLoop.Interop.Linux;
+using XenLoop.Protocol;
+using XenLoop.Ring;
+
+namespace XenLoop.Guest.Channels;
+
+/// <summary>All that one channel holds: memory and event channel, slot, TAP, and its path in the data loop. Taken and given back here alone.</summary>
+internal sealed class ChannelResources(ChannelContext context, ChannelKey key, VifPort port, MacAddress peerMac)
+{
+    private ChannelMemory? _memory;
+    private ChannelTap? _tap;
+    private ChannelPath? _path;
+    private int _slot = -1;
+
+    /// <summary>Bytes of each ring; 0 while there are none.</summary>
+    public uint RingBytes => _memory?.RingBytes ?? 0;
+
+    /// <summary>Empty without one.</summary>
+    public string TapName => _tap?.Device.Name ?? "";
+
+    /// <summary>What the data thread has told of the path; null without one.</summary>
+    public PathSnapshot? Snapshot => _path?.Snapshot();
+
+    /// <summary>Why the data loop gave the path up; null while it serves it, and without one.</summary>
+    public ChannelFault? Fault => ChannelFault.From(_path?.Fault);
+
+    /// <summary>Packets that passed, in both directions.</summary>
+    public ulong Moved => Snapshot is { Counters: { } counters } ? counters.SentPackets + counters.ReceivedPackets : 0;
+
+    /// <summary>Listener: grants the memory.</summary>
+    /// <returns>What the connector has to know.</returns>
+    public (uint GrantReference, uint Port) Listen(ulong session)
+    {
+        _memory = ChannelMemory.Listen(context.Hypervisor, key.Peer, session, context.RingBytes);
+        return (_memory.GrantReference, _memory.Events.Port);
+    }
+
+    /// <summary>Connector: maps what the listener granted.</summary>
+    public void Connect(in ChannelMessage listener) =>
+        _memory = ChannelMemory.Connect(context.Hypervisor, key.Peer, listener.Session, listener.GrantReference, listener.Port);
+
+    /// <summary>Receives from here on.</summary>
+    /// <param name="peer">Its features: what this TAP hands over goes to the peer's TAP as it is, so only what both can take.</param>
+    /// <exception cref="NoSlotException">Every slot is in use.</exception>
+    public unsafe void Open(Offer peer)
+    {
+        _slot = port.TakeSlot();
+        if (_slot < 0)
+        {
+            throw new NoSlotException();
+        }
+
+        bool uso = (context.Offer.Features & peer.Features & Features.Uso) != 0;
+        _tap = port.OpenTap(key.TapName, uso);
+        _path = new ChannelPath(_tap.Device, _memory!.Events, _memory.CreateProducer(), _memory.CreateConsumer(), _memory.PeerAlive,
+            port.Divert.Stamp(_slot), port.Mac, peerMac);
+        context.Loop.Add(_path);
+    }
+
+    public void StartDiverting()
+    {
+        port.Divert.Connect(peerMac, _tap!.Device.Index, _slot);
+        port.Divert.Stamp(_slot).Open();
+    }
+
+    /// <summary>Ends when the last packet that was diverted is in the TAP.</summary>
+    public void StopDiverting()
+    {
+        Block();
+        // What another CPU was about to divert is in the TAP afterwards, and is drained with the rest.
+        VifDivert.WaitForPackets();
+    }
+
+    /// <summary>Empties the TAP into the ring, on the data thread.</summary>
+    /// <returns>False when there is no room yet.</returns>
+    public bool DrainTap()
+    {
+        ChannelPath path = _path!;
+        bool drained = false;
+        context.Loop.Invoke(() =>
+        {
+            try
+            {
+                drained = path.DrainTap();
+            }
+            catch (Exception e) when (ChannelFault.From(e) is not null)
+            {
+                path.GiveUp(e);
+            }
+        });
+        return drained;
+    }
+
+    /// <summary>Gives everything back, whatever there is; the peer may be dead.</summary>
+    public void Release()
+    {
+        if (_path is { } path)
+        {
+            Block();
+            context.Loop.Remove(path);
+            if (path.Fault is null or PeerGoneException)
+            {
+                // The thread that pumped has let go of it: what the peer left is taken here, and nothing is lost.
+                TryDrain(path);
+            }
+
+            _path = null;
+        }
+
+        if (_slot >= 0)
+        {
+            port.ReturnSlot(_slot);
+            _slot = -1;
+        }
+
+        _tap?.Dispose();
+        _tap = null;
+        if (_memory is not null)
+        {
+            context.CheckNotResumed();
+            _memory.Dispose();
+            _memory = null;
+        }
+    }
+
+    private void Block()
+    {
+        port.Divert.Stamp(_slot).Block();
+        port.Divert.Disconnect(peerMac);
+    }
+
+    private static void TryDrain(ChannelPath path)
+    {
+        try
+        {
+            path.DrainRing();
+        }
+        catch (PeerViolationException)
+        {
+            // The channel is closing anyway.
+        }
+    }
+}

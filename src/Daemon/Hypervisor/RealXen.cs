@@ -1,0 +1,311 @@
+using System.Globalization;
+using System.Runtime.InteropServices;
+using XenLoop.Interop;
+using XenLoop.Interop.Xen;
+using XenLoop.Service;
+using static XenLoop.Interop.Errno;
+using static XenLoop.Interop.Xen.LibXenEvtchn;
+using static XenLoop.Interop.Xen.LibXenGntTab;
+
+namespace XenLoop.Hypervisor;
+
+/// <summary>Real Xen, through its libraries: gntalloc and gntdev for memory, evtchn for events, the kernel's XenStore.</summary>
+internal sealed unsafe class RealXen : IHypervisor, IGrantTable, IEventChannels
+{
+    private const string Capabilities = "/proc/xen/capabilities";
+    private const string Features = "/sys/hypervisor/properties/features";
+    private const string GntallocLimit = "/sys/module/xen_gntalloc/parameters/limit";
+
+    private const int PROT_READ_WRITE = 1 | 2;
+
+    /// <summary>XENFEAT_dom0 (xen/features.h): bit number among the features Xen offers this domain.</summary>
+    private const int XENFEAT_dom0 = 11;
+
+    private GntShrHandle? _gntshr;
+    private GntTabHandle? _gnttab;
+
+    private RealXen(bool isControlDomain) => IsControlDomain = isControlDomain;
+
+    public bool IsControlDomain { get; }
+
+    public IGrantTable Grants => this;
+
+    public IEventChannels EventChannels => this;
+
+    /// <exception cref="NativeException">This machine is not a Xen domain.</exception>
+    public static RealXen Open() => new(ReadIsControlDomain());
+
+    public XenStore OpenXenStore() => XenStore.Open();
+
+    public string? FindVifInterface(int vif)
+    {
+        string wanted = $"device/vif/{vif}";
+        foreach (string device in Directory.EnumerateDirectories("/sys/class/net"))
+        {
+            try
+            {
+                if (File.ReadAllText($"{device}/device/nodename").AsSpan().TrimEnd().SequenceEqual(wanted))
+                {
+                    return Path.GetFileName(device);
+                }
+            }
+            catch (IOException)
+            {
+                // No Xen device, or an interface that went away meanwhile.
+            }
+        }
+
+        return null;
+    }
+
+    public SharedMemory Share(ushort peer, int pages, DeathNotice? onDeath = null)
+    {
+        ArgumentOutOfRangeException.ThrowIfNegativeOrZero(pages);
+        GntShrHandle gntshr = _gntshr ??= OpenGntShr();
+        uint[] references = new uint[pages];
+        void* address = Share(gntshr, peer, references, onDeath, out int errno);
+        if (errno == ENOSPC && TryRaiseLimit(pages))
+        {
+            address = Share(gntshr, peer, references, onDeath, out errno);
+        }
+
+        if (address is null)
+        {
+            throw new NativeException(
+                "xengntshr_share_pages",
+                $"{pages} pages for domain {peer}",
+                errno,
+                errno == ENOSPC ? $"This guest shares as many pages as gntalloc may; write a larger number to {GntallocLimit}" : null);
+        }
+
+        return new Grant(gntshr, (byte*)address, references);
+    }
+
+    public SharedMemory Map(ushort peer, ReadOnlySpan<uint> references, DeathNotice? onDeath = null)
+    {
+        ArgumentOutOfRangeException.ThrowIfZero(references.Length);
+        GntTabHandle gnttab = _gnttab ??= OpenGntTab();
+        void* address;
+        if (onDeath is { } notice)
+        {
+            ArgumentOutOfRangeException.ThrowIfNotEqual(references.Length, 1);
+            address = xengnttab_map_grant_ref_notify(
+                gnttab, peer, references[0], PROT_READ_WRITE, (uint)notice.ByteOffset, notice.Channel.Port);
+        }
+        else
+        {
+            fixed (uint* first = references)
+            {
+                address = xengnttab_map_domain_grant_refs(gnttab, (uint)references.Length, peer, first, PROT_READ_WRITE);
+            }
+        }
+
+        return address is not null
+            ? new Mapping(gnttab, (byte*)address, references.ToArray())
+            : throw new NativeException(
+                "xengnttab_map_grant_refs", $"{references.Length} pages of domain {peer}", Marshal.GetLastPInvokeError());
+    }
+
+    public EventChannel AllocateUnbound(ushort remote)
+    {
+        EvtchnHandle handle = OpenEvtchn();
+        int port = xenevtchn_bind_unbound_port(handle, remote);
+        return port >= 0 ? new Channel(handle, (uint)port) : throw Failed("xenevtchn_bind_unbound_port", handle, $"domain {remote}");
+    }
+
+    public EventChannel BindInterdomain(ushort remote, uint remotePort)
+    {
+        EvtchnHandle handle = OpenEvtchn();
+        int port = xenevtchn_bind_interdomain(handle, remote, remotePort);
+        return port >= 0
+            ? new Channel(handle, (uint)port)
+            : throw Failed("xenevtchn_bind_interdomain", handle, $"port {remotePort} of domain {remote}");
+    }
+
+    /// <summary>To be called last: mappings, shares and channels are disposed of before.</summary>
+    public void Dispose()
+    {
+        _gnttab?.Dispose();
+        _gntshr?.Dispose();
+    }
+
+    private static bool ReadIsControlDomain()
+    {
+        if (ReadOrNull(Capabilities) is { } capabilities)
+        {
+            return capabilities.Contains("control_d", StringComparison.Ordinal);
+        }
+
+        // xenfs is not mounted. Xen tells its control domain through sysfs, too.
+        if (ReadOrNull(Features) is { } features
+            && ulong.TryParse(features.AsSpan().Trim(), NumberStyles.HexNumber, CultureInfo.InvariantCulture, out ulong bits))
+        {
+            return (bits & (1UL << XENFEAT_dom0)) != 0;
+        }
+
+        throw new NativeException(
+            "open", Capabilities, ENOENT, "This is not a Xen domain, or xenfs is not mounted: mount -t xenfs xenfs /proc/xen");
+    }
+
+    private static string? ReadOrNull(string path)
+    {
+        try
+        {
+            return File.ReadAllText(path);
+        }
+        catch (IOException)
+        {
+            return null;
+        }
+        catch (UnauthorizedAccessException)
+        {
+            return null;
+        }
+    }
+
+    private static void* Share(GntShrHandle gntshr, ushort peer, uint[] references, DeathNotice? onDeath, out int errno)
+    {
+        void* address;
+        fixed (uint* first = references)
+        {
+            if (onDeath is { } notice)
+            {
+                ArgumentOutOfRangeException.ThrowIfNotEqual(references.Length, 1);
+                address = xengntshr_share_page_notify(
+                    gntshr, peer, first, writable: 1, (uint)notice.ByteOffset, notice.Channel.Port);
+            }
+            else
+            {
+                address = xengntshr_share_pages(gntshr, peer, references.Length, first, writable: 1);
+            }
+        }
+
+        errno = address is null ? Marshal.GetLastPInvokeError() : 0;
+        return address;
+    }
+
+    /// <summary>Lets gntalloc share more: its limit counts the pages of the whole guest, and 1024 is its default.</summary>
+    private static bool TryRaiseLimit(int pages)
+    {
+        try
+        {
+            int limit = int.Parse(File.ReadAllText(GntallocLimit).AsSpan().Trim(), CultureInfo.InvariantCulture);
+            int wanted = checked(limit + Math.Max(pages, 1024));
+            File.WriteAllText(GntallocLimit, wanted.ToString(CultureInfo.InvariantCulture));
+            Log.Info($"{GntallocLimit} raised from {limit} to {wanted} pages");
+            return true;
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException or FormatException or OverflowException)
+        {
+            return false;
+        }
+    }
+
+    private static GntShrHandle OpenGntShr()
+    {
+        GntShrHandle handle = new(xengntshr_open(IntPtr.Zero, 0));
+        return !handle.IsInvalid
+            ? handle
+            : throw new NativeException("xengntshr_open", "/dev/xen/gntalloc", Marshal.GetLastPInvokeError(), "Try modprobe xen-gntalloc");
+    }
+
+    private static GntTabHandle OpenGntTab()
+    {
+        GntTabHandle handle = new(xengnttab_open(IntPtr.Zero, 0));
+        return !handle.IsInvalid
+            ? handle
+            : throw new NativeException("xengnttab_open", "/dev/xen/gntdev", Marshal.GetLastPInvokeError(), "Try modprobe xen-gntdev");
+    }
+
+    private static EvtchnHandle OpenEvtchn()
+    {
+        EvtchnHandle handle = new(xenevtchn_open(IntPtr.Zero, 0));
+        return !handle.IsInvalid
+            ? handle
+            : throw new NativeException("xenevtchn_open", "/dev/xen/evtchn", Marshal.GetLastSystemError(), "Try modprobe xen-evtchn");
+    }
+
+    private static NativeException Failed(string call, EvtchnHandle handle, string subject)
+    {
+        int errno = Marshal.GetLastSystemError();
+        handle.Dispose();
+        return new NativeException(call, subject, errno);
+    }
+
+    private sealed class Grant : SharedMemory
+    {
+        private readonly GntShrHandle _gntshr;
+        private bool _disposed;
+
+        public Grant(GntShrHandle gntshr, byte* address, uint[] references)
+        {
+            _gntshr = gntshr;
+            Address = address;
+            Length = references.Length * XC_PAGE_SIZE;
+            References = references;
+        }
+
+        public override void Dispose()
+        {
+            if (!_disposed)
+            {
+                _disposed = true;
+                // A munmap, which does not fail; the kernel keeps pages the peer still has mapped.
+                _ = xengntshr_unshare(_gntshr, Address, (uint)References.Length);
+            }
+        }
+    }
+
+    private sealed class Mapping : SharedMemory
+    {
+        private readonly GntTabHandle _gnttab;
+        private bool _disposed;
+
+        public Mapping(GntTabHandle gnttab, byte* address, uint[] references)
+        {
+            _gnttab = gnttab;
+            Address = address;
+            Length = references.Length * XC_PAGE_SIZE;
+            References = references;
+        }
+
+        public override void Dispose()
+        {
+            if (!_disposed)
+            {
+                _disposed = true;
+                // Fails when a suspend has killed the mapping already; there is nothing left to unmap then.
+                _ = xengnttab_unmap(_gnttab, Address, (uint)References.Length);
+            }
+        }
+    }
+
+    private sealed class Channel : EventChannel
+    {
+        private readonly EvtchnHandle _handle;
+
+        public Channel(EvtchnHandle handle, uint port)
+        {
+            _handle = handle;
+            Port = port;
+            FileDescriptor = xenevtchn_fd(handle);
+        }
+
+        public override void Notify()
+        {
+            // Fails on a port that a suspend has invalidated; whether the peer lives is not judged here.
+            _ = xenevtchn_notify(_handle, Port);
+        }
+
+        public override void Acknowledge()
+        {
+            // The descriptor has this one port.
+            if (xenevtchn_pending(_handle) < 0 || xenevtchn_unmask(_handle, Port) < 0)
+            {
+                throw new NativeException("read", $"event channel {Port}", Marshal.GetLastSystemError());
+            }
+        }
+
+        public override void Dispose() => _handle.Dispose();
+    }
+}

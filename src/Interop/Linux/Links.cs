@@ -1,0 +1,304 @@
+using System.Buffers.Binary;
+using System.Runtime.CompilerServices;
+using System.Runtime.InteropServices;
+using static XenLoop.Interop.Errno;
+using static XenLoop.Interop.Linux.NetlinkFlags;
+
+namespace XenLoop.Interop.Linux;
+
+/// <summary>Interface flags of linux/if.h, those that are used here.</summary>
+[Flags]
+internal enum LinkFlags : uint
+{
+    None = 0,
+    IFF_UP = 0x1,
+    IFF_RUNNING = 0x40,
+    IFF_NOARP = 0x80,
+    IFF_MULTICAST = 0x1000,
+    IFF_LOWER_UP = 0x10000,
+}
+
+/// <summary>What the kernel says of an interface.</summary>
+internal sealed record LinkInfo(int Index, string Name, MacAddress Mac, int Mtu, int QueueLength, LinkFlags Flags, string Qdisc)
+{
+    public bool IsUp => (Flags & LinkFlags.IFF_UP) != 0;
+
+    /// <summary>Up, and the cable is plugged in.</summary>
+    public bool HasCarrier => (Flags & LinkFlags.IFF_LOWER_UP) != 0;
+}
+
+/// <summary>What an interface is a port of.</summary>
+/// <param name="Name">Of the master: a bridge, or another switch (Open vSwitch has one for all its bridges).</param>
+/// <param name="IsBridge">A Linux bridge.</param>
+/// <param name="Pvid">The VLAN of the port's untagged frames on a Linux bridge; 0 where the kernel knows no VLANs.</param>
+internal readonly record struct LinkMaster(string Name, bool IsBridge, int Pvid);
+
+/// <summary>The interfaces of the network namespace of the thread that opened this. Not for two threads at once.</summary>
+internal sealed class Links : IDisposable
+{
+    private const ushort RTM_NEWLINK = 16;
+    private const ushort RTM_GETLINK = 18;
+    private const ushort RTM_NEWQDISC = 36;
+    private const ushort IFLA_ADDRESS = 1;
+    private const ushort IFLA_IFNAME = 3;
+    private const ushort IFLA_MTU = 4;
+    private const ushort IFLA_QDISC = 6;
+    private const ushort IFLA_MASTER = 10;
+    private const ushort IFLA_TXQLEN = 13;
+    private const ushort IFLA_LINKINFO = 18;
+    private const ushort IFLA_AF_SPEC = 26;
+    private const ushort IFLA_EXT_MASK = 29;
+    private const ushort IFLA_INFO_KIND = 1;
+    private const ushort IFLA_BRIDGE_VLAN_INFO = 2;
+    private const ushort BRIDGE_VLAN_INFO_PVID = 1 << 1;
+    private const uint RTEXT_FILTER_BRVLAN = 1 << 1;
+    private const byte AF_BRIDGE = 7;
+    private const ushort IFLA_INET6_ADDR_GEN_MODE = 8;
+    private const byte IN6_ADDR_GEN_MODE_NONE = 1;
+    private const ushort AF_INET6 = 10;
+    private const ushort TCA_KIND = 1;
+    private const uint TC_H_ROOT = 0xFFFFFFFF;
+
+    private readonly NetlinkSocket _socket = new();
+
+    public void Dispose() => _socket.Dispose();
+
+    /// <summary>The interface of this name, or null when there is none.</summary>
+    public LinkInfo? FindLink(string name)
+    {
+        NetlinkMessage message = _socket.Begin(RTM_GETLINK);
+        message.Append(default(ifinfomsg));
+        message.Attribute(IFLA_IFNAME, name);
+        return GetLink(message, name);
+    }
+
+    /// <summary>The interface of this index, or null when there is none.</summary>
+    public LinkInfo? FindLink(int index)
+    {
+        NetlinkMessage message = _socket.Begin(RTM_GETLINK);
+        message.Append(new ifinfomsg { ifi_index = index });
+        return GetLink(message, $"interface {index}");
+    }
+
+    /// <summary>Every interface that is a port of another, by name.</summary>
+    public Dictionary<string, LinkMaster> ListMasters()
+    {
+        Dictionary<int, (string Name, bool IsBridge)> links = [];
+        List<(int Index, string Name, int Master)> ports = [];
+        NetlinkMessage message = _socket.Begin(RTM_GETLINK, NLM_F_DUMP);
+        message.Append(default(ifinfomsg));
+        _socket.Request(message, "RTM_GETLINK", "all interfaces", (type, payload) =>
+        {
+            if (type == RTM_NEWLINK)
+            {
+                ReadMaster(payload, links, ports);
+            }
+        });
+
+        Dictionary<int, int> pvids = [];
+        message = _socket.Begin(RTM_GETLINK, NLM_F_DUMP);
+        message.Append(new ifinfomsg { ifi_family = AF_BRIDGE });
+        message.Attribute(IFLA_EXT_MASK, RTEXT_FILTER_BRVLAN);
+        _socket.Request(message, "RTM_GETLINK(AF_BRIDGE)", "all bridges", (type, payload) =>
+        {
+            if (type == RTM_NEWLINK && ReadPvid(payload, out int index, out int pvid))
+            {
+                pvids[index] = pvid;
+            }
+        });
+
+        Dictionary<string, LinkMaster> masters = [];
+        foreach ((int index, string name, int master) in ports)
+        {
+            // A master in another namespace has a number that means nothing here.
+            if (links.TryGetValue(master, out (string Name, bool IsBridge) link))
+            {
+                masters[name] = new LinkMaster(link.Name, link.IsBridge, pvids.GetValueOrDefault(index));
+            }
+        }
+        return masters;
+    }
+
+    public void SetUp(int index) => SetFlags(index, LinkFlags.IFF_UP, LinkFlags.IFF_UP);
+
+    public void SetDown(int index) => SetFlags(index, LinkFlags.None, LinkFlags.IFF_UP);
+
+    /// <summary>Changes the flags in <paramref name="change"/> to what they are in <paramref name="flags"/>.</summary>
+    public void SetFlags(int index, LinkFlags flags, LinkFlags change)
+    {
+        NetlinkMessage message = _socket.Begin(RTM_NEWLINK, NLM_F_ACK);
+        message.Append(new ifinfomsg { ifi_index = index, ifi_flags = (uint)flags, ifi_change = (uint)change });
+        _socket.Request(message, $"RTM_NEWLINK(flags {change}={flags})", $"interface {index}");
+    }
+
+    public void SetMac(int index, MacAddress mac)
+    {
+        Span<byte> bytes = stackalloc byte[MacAddress.Length];
+        mac.CopyTo(bytes);
+        NetlinkMessage message = BeginChangeLink(index);
+        message.Attribute(IFLA_ADDRESS, bytes);
+        _socket.Request(message, "RTM_NEWLINK(IFLA_ADDRESS)", $"interface {index}");
+    }
+
+    public void SetMtu(int index, int mtu)
+    {
+        NetlinkMessage message = BeginChangeLink(index);
+        message.Attribute(IFLA_MTU, mtu);
+        _socket.Request(message, "RTM_NEWLINK(IFLA_MTU)", $"interface {index}");
+    }
+
+    public void SetQueueLength(int index, int packets)
+    {
+        NetlinkMessage message = BeginChangeLink(index);
+        message.Attribute(IFLA_TXQLEN, packets);
+        _socket.Request(message, "RTM_NEWLINK(IFLA_TXQLEN)", $"interface {index}");
+    }
+
+    /// <summary>The interface gets no IPv6 link-local address by itself. To be called before it is up. Nothing to do where IPv6 is off.</summary>
+    public void DisableAddressGeneration(int index)
+    {
+        NetlinkMessage message = BeginChangeLink(index);
+        int families = message.Begin(IFLA_AF_SPEC);
+        int inet6 = message.Begin(AF_INET6);
+        message.Attribute(IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE);
+        message.End(inet6);
+        message.End(families);
+        NetlinkError error = _socket.Try(message, null);
+        if (error.Errno is not (0 or EAFNOSUPPORT or EINVAL))
+        {
+            throw error.ToException("RTM_NEWLINK(IFLA_INET6_ADDR_GEN_MODE)", $"interface {index}");
+        }
+        // EINVAL: the kernel makes no IPv6 configuration for this interface (ipv6.disable=1, or an MTU below 1280).
+    }
+
+    /// <summary>Takes the qdisc off a device that queues by itself. False where the kernel does not let it: it works with one, too.</summary>
+    public bool TrySetNoQueue(int index)
+    {
+        NetlinkMessage message = _socket.Begin(RTM_NEWQDISC, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE);
+        message.Append(new tcmsg { tcm_ifindex = index, tcm_parent = TC_H_ROOT });
+        message.Attribute(TCA_KIND, "noqueue");
+        return _socket.Try(message, null).Errno == 0;
+    }
+
+    private NetlinkMessage BeginChangeLink(int index)
+    {
+        NetlinkMessage message = _socket.Begin(RTM_NEWLINK, NLM_F_ACK);
+        message.Append(new ifinfomsg { ifi_index = index });
+        return message;
+    }
+
+    private LinkInfo? GetLink(in NetlinkMessage message, string subject)
+    {
+        LinkInfo? link = null;
+        NetlinkError error = _socket.Try(message, (type, payload) =>
+        {
+            if (type == RTM_NEWLINK)
+            {
+                link = ReadLink(payload);
+            }
+        });
+        return error.Errno switch
+        {
+            0 => link,
+            ENODEV => null,
+            _ => throw error.ToException("RTM_GETLINK", subject),
+        };
+    }
+
+    private static LinkInfo ReadLink(ReadOnlySpan<byte> payload)
+    {
+        ifinfomsg info = MemoryMarshal.Read<ifinfomsg>(payload);
+        string name = "";
+        string qdisc = "";
+        MacAddress mac = default;
+        int mtu = 0;
+        int queueLength = 0;
+        NetlinkAttributes attributes = new(payload[Unsafe.SizeOf<ifinfomsg>()..]);
+        while (attributes.MoveNext())
+        {
+            switch (attributes.Type)
+            {
+                case IFLA_IFNAME:
+                    name = attributes.Text;
+                    break;
+                case IFLA_ADDRESS when attributes.Data.Length == MacAddress.Length:
+                    mac = MacAddress.Read(attributes.Data);
+                    break;
+                case IFLA_MTU:
+                    mtu = BinaryPrimitives.ReadInt32LittleEndian(attributes.Data);
+                    break;
+                case IFLA_TXQLEN:
+                    queueLength = BinaryPrimitives.ReadInt32LittleEndian(attributes.Data);
+                    break;
+                case IFLA_QDISC:
+                    qdisc = attributes.Text;
+                    break;
+                default:
+                    break;
+            }
+        }
+        return new LinkInfo(info.ifi_index, name, mac, mtu, queueLength, (LinkFlags)info.ifi_flags, qdisc);
+    }
+
+    private static void ReadMaster(
+        ReadOnlySpan<byte> payload, Dictionary<int, (string Name, bool IsBridge)> links, List<(int Index, string Name, int Master)> ports)
+    {
+        int index = MemoryMarshal.Read<ifinfomsg>(payload).ifi_index;
+        string name = "";
+        int master = 0;
+        bool isBridge = false;
+        NetlinkAttributes attributes = new(payload[Unsafe.SizeOf<ifinfomsg>()..]);
+        while (attributes.MoveNext())
+        {
+            switch (attributes.Type)
+            {
+                case IFLA_IFNAME:
+                    name = attributes.Text;
+                    break;
+                case IFLA_MASTER:
+                    master = BinaryPrimitives.ReadInt32LittleEndian(attributes.Data);
+                    break;
+                case IFLA_LINKINFO:
+                    NetlinkAttributes information = new(attributes.Data);
+                    while (information.MoveNext())
+                    {
+                        isBridge |= information.Type == IFLA_INFO_KIND && information.Text == "bridge";
+                    }
+                    break;
+                default:
+                    break;
+            }
+        }
+        links[index] = (name, isBridge);
+        if (master != 0)
+        {
+            ports.Add((index, name, master));
+        }
+    }
+
+    private static bool ReadPvid(ReadOnlySpan<byte> payload, out int index, out int pvid)
+    {
+        index = MemoryMarshal.Read<ifinfomsg>(payload).ifi_index;
+        NetlinkAttributes attributes = new(payload[Unsafe.SizeOf<ifinfomsg>()..]);
+        while (attributes.MoveNext())
+        {
+            if (attributes.Type != IFLA_AF_SPEC)
+            {
+                continue;
+            }
+            // struct bridge_vlan_info: flags, then the VLAN's number.
+            NetlinkAttributes vlans = new(attributes.Data);
+            while (vlans.MoveNext())
+            {
+                if (vlans.Type == IFLA_BRIDGE_VLAN_INFO
+                    && (BinaryPrimitives.ReadUInt16LittleEndian(vlans.Data) & BRIDGE_VLAN_INFO_PVID) != 0)
+                {
+                    pvid = BinaryPrimitives.ReadUInt16LittleEndian(vlans.Data[2..]);
+                    return true;
+                }
+            }
+        }
+        pvid = 0;
+        return false;
+    }
+}

@@ -1,0 +1,167 @@
+using XenLoop.Dom0;
+using XenLoop.Interop.Linux;
+using XenLoop.Loop;
+using XenLoop.Protocol;
+using XenLoop.Settings;
+using Xunit;
+
+namespace XenLoop.Tests.Unit;
+
+/// <summary>Who is to meet whom, and how much one guest can make Dom0 do.</summary>
+public sealed class IntroducerTests
+{
+    private static readonly Offer _offer = new(1, Features.Uso);
+
+    [Fact]
+    public void Willing_guests_on_one_segment_meet_vif_by_vif()
+    {
+        GuestRecord a = Guest(1, "0/br0", "0/br1"), b = Guest(2, "0/br1", "0/br0");
+        Assert.Equal([(new ChannelKey(0, 2, 1), new Introduction(Mac(2, 1), _offer)), (new ChannelKey(1, 2, 0), new Introduction(Mac(2, 0), _offer))], Peers(a, b));
+        Assert.Equal([(new ChannelKey(0, 1, 1), new Introduction(Mac(1, 1), _offer)), (new ChannelKey(1, 1, 0), new Introduction(Mac(1, 0), _offer))], Peers(b, a));
+    }
+
+    [Fact]
+    public void Several_vifs_on_one_segment_all_meet()
+    {
+        GuestRecord a = Guest(1, "0/br0", "0/br0"), b = Guest(2, "0/br0");
+        Assert.Equal([new ChannelKey(0, 2, 0), new ChannelKey(1, 2, 0)], Peers(a, b).Select(p => p.Key));
+        Assert.Equal([new ChannelKey(0, 1, 0), new ChannelKey(0, 1, 1)], Peers(b, a).Select(p => p.Key));
+    }
+
+    /// <summary>Either of the two that lacks something keeps them apart, in both directions.</summary>
+    [Theory]
+    [InlineData("nothing", true)]
+    [InlineData("segment", false)]
+    [InlineData("same segment", false)]
+    [InlineData("offer", false)]
+    [InlineData("name", false)]
+    [InlineData("uuid", false)]
+    [InlineData("quiesce", false)]
+    [InlineData("policy", false)]
+    public void What_keeps_guests_apart(string what, bool meet)
+    {
+        foreach (bool first in new[] { true, false })
+        {
+            GuestRecord a = Guest(1, "0/br0"), b = Guest(2, "0/br0"), guest = first ? a : b;
+            Policy policy = what == "policy" ? new Policy { AllowedByDefault = false } : new Policy();
+            switch (what)
+            {
+                case "segment":
+                    guest.Segments = [null];
+                    break;
+                case "same segment":
+                    guest.Segments = ["0/br0.7"];
+                    break;
+                case "offer":
+                    guest.Offer = null;
+                    break;
+                case "name":
+                    guest.Identity = new("", guest.Identity.Uuid);
+                    break;
+                case "uuid":
+                    guest.Identity = new(guest.Identity.Name, "");
+                    break;
+                case "quiesce":
+                    guest.Quiesce = new QuiesceRequest(1, 0, 0);
+                    break;
+            }
+
+            Assert.Equal(meet, Introducer.Peers(policy, a, b).Length > 0);
+            Assert.Equal(meet, Introducer.Peers(policy, b, a).Length > 0);
+        }
+    }
+
+    [Fact]
+    public void Nobody_meets_itself_or_who_is_gone()
+    {
+        GuestRecord a = Guest(1, "0/br0", "0/br0");
+        Assert.Empty(Peers(a, a));
+        Assert.Empty(Peers(a, null));
+    }
+
+    [Fact]
+    public void A_call_is_told_to_the_one_who_is_called_alone()
+    {
+        GuestRecord a = Guest(1, "0/br0"), b = Guest(2, "0/br0"), c = Guest(3, "0/br0");
+        b.Calls[new ChannelKey(0, 1, 0)] = 0xabc;
+        Assert.Equal(0xabcUL, Assert.Single(Peers(a, b)).Value.Call);
+        Assert.Equal(0UL, Assert.Single(Peers(b, a)).Value.Call);
+        Assert.Equal(0UL, Assert.Single(Peers(c, b)).Value.Call);
+    }
+
+    [Fact]
+    public void Vifs_of_a_willing_guest_take_part_if_they_are_on_a_segment()
+    {
+        GuestRecord guest = Guest(1, "0/br0", null, "3/br0");
+        Assert.Equal([0, 2], Introducer.Vifs(guest).Keys.Order());
+        Assert.Equal(Mac(1, 2), Introducer.Vifs(guest)[2]);
+        // A quiesce withdraws its peers, not its vifs: the guest is to see the request.
+        guest.Quiesce = new QuiesceRequest(1, 0, 0);
+        Assert.Equal(2, Introducer.Vifs(guest).Count);
+        guest.Offer = null;
+        Assert.Empty(Introducer.Vifs(guest));
+    }
+
+    [Fact]
+    public void A_guest_that_is_busy_waits_until_its_budget_allows()
+    {
+        TimeSpan now = TimeSpan.FromHours(1);
+        WorkBudget budget = new(now);
+        Assert.True(budget.Due(now).IsDue(now));
+        budget.Charge((int)WorkBudget.Capacity + 199);
+        Assert.Equal(TimeSpan.FromSeconds(1), budget.Due(now).In(now));
+        now += TimeSpan.FromSeconds(1);
+        Assert.True(budget.Due(now).IsDue(now));
+        // It never saves more than its capacity.
+        now += TimeSpan.FromDays(1);
+        Assert.Equal(Deadline.Now, budget.Due(now));
+        budget.Charge((int)WorkBudget.Capacity);
+        Assert.False(budget.Due(now).IsDue(now));
+    }
+
+    [Fact]
+    public void What_a_guest_changes_faster_than_it_is_read_is_remembered_in_few_words()
+    {
+        GuestRecord guest = Guest(7, "0/br0");
+        string area = StorePaths.Area(7);
+        guest.Remember($"{area}/offer");
+        guest.Remember($"{area}/offer");
+        guest.Remember($"{area}/0-1-0");
+        Assert.Equal(["0-1-0", "offer"], guest.Unread.Order());
+        guest.Remember(area);
+        guest.Remember($"{area}/0-2-0");
+        Assert.Contains("", guest.Unread);
+        guest.Unread.Clear();
+        for (int i = 0; i < 1000; i++)
+        {
+            guest.Remember($"{area}/{i}");
+        }
+
+        Assert.Equal([""], guest.Unread);
+    }
+
+    [Theory]
+    [InlineData(0, 0UL, true)]
+    [InlineData(-1, 0UL, false)]
+    [InlineData(-1, 5UL, false)]
+    public void A_holder_holds_as_long_as_it_is_the_process_that_it_was(int process, ulong start, bool holds)
+    {
+        Assert.Equal(holds, Suspends.Holds(new QuiesceRequest(1, process, start)));
+        ulong own = ProcessStat.Read("self")!.Value.StartTime;
+        Assert.True(Suspends.Holds(new QuiesceRequest(1, Environment.ProcessId, own)));
+        Assert.False(Suspends.Holds(new QuiesceRequest(1, Environment.ProcessId, own + 1)));
+    }
+
+    private static (ChannelKey Key, Introduction Value)[] Peers(GuestRecord guest, GuestRecord? peer) => Introducer.Peers(new Policy(), guest, peer);
+
+    private static MacAddress Mac(ushort domid, int vif) => MacAddress.Read([0, 0x16, 0x3e, (byte)domid, 0, (byte)vif]);
+
+    /// <summary>A willing guest with a vif on each of these segments.</summary>
+    private static GuestRecord Guest(ushort domid, params string?[] segments) => new(domid, TimeSpan.Zero)
+    {
+        Identity = new GuestIdentity($"guest-{domid}", $"6f2c1c4e-0000-4000-8000-{domid:d12}"),
+        Offer = _offer,
+        Vifs = [.. segments.Select((_, i) => new VifRecord(i, Mac(domid, i), 0, $"vif{domid}.{i}", null))],
+        Segments = segments,
+    };
+}
