@@ -23,12 +23,11 @@ internal sealed class Pair : IAsyncDisposable
 
     public static async Task<Pair> StartAsync(GuestKind kind, int guestVcpus, XenHostOptions options, string kernelArguments = "")
     {
-        XenHost host = await XenHost.StartAsync(options);
+        GuestOptions guest = new() { Name = "client", Kind = kind, Vcpus = guestVcpus, KernelArguments = kernelArguments };
+        XenHost host = await XenHost.StartAsync(options with { Guests = [guest, guest with { Name = "server" }] });
         try
         {
-            GuestOptions guest = new() { Name = "client", Kind = kind, Vcpus = guestVcpus, KernelArguments = kernelArguments };
-            XenGuest client = await host.CreateGuestAsync(guest);
-            XenGuest server = await host.CreateGuestAsync(guest with { Name = "server" });
+            (XenGuest client, XenGuest server) = (host.Guests[0], host.Guests[1]);
             (await server.RunAsync(Measurements.StartServers)).Check();
             // What booting leaves to do is done, and the two know each other's addresses.
             (await client.RunAsync($"sleep 10; ping -q -A -c 100 {server.Ipv4}")).Check();

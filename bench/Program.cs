@@ -8,7 +8,7 @@ Option<string[]> hosts = new("--host")
     AllowMultipleArgumentsPerToken = true,
     DefaultValueFactory = _ => [.. BenchHost.All.Select(host => host.Key)],
 };
-Option<string> kind = new("--kind") { Description = "pvh or pv; pv on one processor only.", DefaultValueFactory = _ => "pvh" };
+Option<GuestKind> kind = new("--kind") { Description = "How Xen runs the guests; PV on the host with one processor only.", DefaultValueFactory = _ => GuestKind.Pvh };
 Option<DebianRelease> release = new("--release") { Description = "What Dom0 and guests run.", DefaultValueFactory = _ => DebianRelease.Trixie };
 Option<string[]> waysBy = new("--way")
 {
@@ -24,7 +24,7 @@ Option<string[]> only = new("--only")
 };
 Option<string?> save = new("--save") { Description = "Add the tables to this file with .md after its name and the figures to the one with .csv, and draw the charts beside them. With --migration: write .csv and .svg." };
 Option<bool> profile = new("--profile") { Description = "Print instead where the instructions of a ping and of 64 KiB go, by function; on the first host, by the one way given, or else in the default mode." };
-Option<string?> gate = new("--gate") { Description = "Compare instead the instructions of a ping and of 64 KiB with those that this file has; fails when they are over 5 % more." };
+Option<string?> gate = new("--gate") { Description = "Compare instead the instructions of a ping and of 64 KiB, on the host with one processor, with those that this file has; fails when they are over 5 % more." };
 Option<bool> record = new("--record") { Description = "With --gate: write the file." };
 Option<bool> demo = new("--demo") { Description = "Tell the story instead: netfront, then shared memory, then a daemon killed." };
 Option<bool> migration = new("--migration") { Description = "Draw instead how many transactions pass while a guest migrates between two hosts." };
@@ -49,6 +49,11 @@ root.SetAction(async (parsed, cancel) =>
         .. parsed.GetValue(hosts)!.Select(key => (BenchHost.All.FirstOrDefault(host => host.Key == key) ?? throw new ArgumentException($"There is no host {key}."))
             with { Release = parsed.GetValue(release) }),
     ];
+    if (parsed.GetValue(kind) == GuestKind.Pv && chosen.Any(host => host.Processors > 1))
+    {
+        throw new ArgumentException("PV guests run on the host with one processor only (rig/README.md): give --host 1.");
+    }
+
     if (parsed.GetValue(gate) is { } file)
     {
         return await Gate.RunAsync(file, parsed.GetValue(record));
@@ -65,7 +70,7 @@ root.SetAction(async (parsed, cancel) =>
     // An emulated host keeps one of our processors busy.
     Table[] tables = new Table[chosen.Length];
     await Parallel.ForAsync(0, chosen.Length, new ParallelOptions { MaxDegreeOfParallelism = Environment.ProcessorCount, CancellationToken = cancel }, async (i, _) =>
-        tables[i] = await Compare.RunAsync(chosen[i], parsed.GetValue(kind) == "pv" ? GuestKind.Pv : GuestKind.Pvh, set, ways));
+        tables[i] = await Compare.RunAsync(chosen[i], parsed.GetValue(kind), set, ways));
     foreach (Table table in tables)
     {
         Console.WriteLine(Report.Markdown(table));

@@ -1,6 +1,7 @@
 using System.Diagnostics;
 using System.Globalization;
 using System.Net.Sockets;
+using System.Text.Json;
 
 namespace XenLoop.Rig;
 
@@ -33,18 +34,21 @@ internal sealed class Qemu : IAsyncDisposable
 
     private readonly string _scratch;
     private readonly Process _process;
+    private readonly HostSnapshot? _snapshot;
+    private Socket? _monitor;
     private int _profiles;
 
-    private Qemu(string scratch, Process process)
+    private Qemu(string scratch, Process process, HostSnapshot? snapshot)
     {
         _scratch = scratch;
         _process = process;
+        _snapshot = snapshot;
     }
 
     /// <summary>The ports, in no particular order.</summary>
     public List<CommandPort> Ports { get; } = [];
 
-    /// <summary>Starts the machine, which begins to boot.</summary>
+    /// <summary>Starts the machine, which begins to boot, or goes on from where one like it had booted.</summary>
     public static async Task<Qemu> StartAsync(RigImage image, XenHostOptions options)
     {
         string scratch = Directory.CreateTempSubdirectory("xenloop-rig-").FullName;
@@ -52,7 +56,12 @@ internal sealed class Qemu : IAsyncDisposable
         try
         {
             string[] network = options.Network is null ? [] : await options.Network.ArgumentsAsync(options.Number, scratch);
-            ProcessStartInfo start = new(image.RunQemu, [scratch, .. Arguments(image, options, scratch), .. network])
+            List<string> arguments = Arguments(image, options, scratch);
+            // Joined hosts are booted: two from one snapshot would take the same random numbers for their guests.
+            HostSnapshot? snapshot = options.Network is not null ? null
+                : new(image, $"{string.Join('\n', arguments).Replace(scratch, "", StringComparison.Ordinal)}\n{JsonSerializer.Serialize(options.Guests)}");
+            bool hasBooted = snapshot is { Exists: true };
+            ProcessStartInfo start = new(image.RunQemu, [scratch, .. arguments, .. network, .. hasBooted ? snapshot!.Arguments : []])
             {
                 // Its end is how the script learns that this process has died.
                 RedirectStandardInput = true,
@@ -62,9 +71,11 @@ internal sealed class Qemu : IAsyncDisposable
                 listeners.Add(Listen(PortPath(scratch, i)));
             }
 
+            listeners.Add(Listen(MonitorPath(scratch)));
+
             Process process = Process.Start(start)
                 ?? throw new InvalidOperationException($"{image.RunQemu} did not start.");
-            Qemu qemu = new(scratch, process);
+            Qemu qemu = new(scratch, process, snapshot) { HasBooted = hasBooted };
             try
             {
                 await qemu.AcceptPortsAsync(listeners);
@@ -104,6 +115,18 @@ internal sealed class Qemu : IAsyncDisposable
         return text;
     }
 
+    /// <summary>It goes on from where one like it had booted, with its guests.</summary>
+    public bool HasBooted { get; private init; }
+
+    /// <summary>The machine has booted, with its guests: keeps it as it is now, so that the next of its kind need not. Does nothing where this one need not have.</summary>
+    public async Task KeepBootedAsync()
+    {
+        if (_snapshot is not null && !HasBooted)
+        {
+            await _snapshot.TakeAsync(_monitor!);
+        }
+    }
+
     /// <summary>What the processors have executed since the last call, or since the start.</summary>
     public async Task<IReadOnlyList<ProfiledBlock>> ProfileAsync()
     {
@@ -126,6 +149,7 @@ internal sealed class Qemu : IAsyncDisposable
     public async ValueTask DisposeAsync()
     {
         Ports.ForEach(port => port.Dispose());
+        _monitor?.Dispose();
         _process.StandardInput.Close();
         await _process.WaitForExitAsync();
         _process.Dispose();
@@ -153,6 +177,7 @@ internal sealed class Qemu : IAsyncDisposable
             "-initrd", $"{image.Kernel} {KernelArguments} {options.Dom0KernelArguments},{image.Dom0Files}",
             "-serial", $"file:{Path.Combine(scratch, "console.log")}",
             "-device", $"virtio-serial-pci,max_ports={PortCount + 1}",
+            "-chardev", $"socket,id=monitor,path={MonitorPath(scratch)}", "-mon", "chardev=monitor,mode=control",
         ];
         for (int i = 0; i < PortCount; i++)
         {
@@ -180,6 +205,8 @@ internal sealed class Qemu : IAsyncDisposable
 
     private static string PortPath(string scratch, int index) => Path.Combine(scratch, $"port{index}");
 
+    private static string MonitorPath(string scratch) => Path.Combine(scratch, "monitor");
+
     private static Socket Listen(string path)
     {
         Socket listener = new(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified);
@@ -193,10 +220,12 @@ internal sealed class Qemu : IAsyncDisposable
         using CancellationTokenSource limit = new(TimeSpan.FromSeconds(30));
         try
         {
-            foreach (Socket listener in listeners)
+            foreach (Socket listener in listeners[..PortCount])
             {
                 Ports.Add(new CommandPort(await listener.AcceptAsync(limit.Token)));
             }
+
+            _monitor = await listeners[PortCount].AcceptAsync(limit.Token);
         }
         catch (OperationCanceledException)
         {

@@ -1,4 +1,5 @@
 using System.Diagnostics;
+using System.Security.Cryptography;
 
 namespace XenLoop.Rig;
 
@@ -25,6 +26,12 @@ internal sealed class RigImage
 
     /// <summary>QEMU's plugin that counts instructions; only the QEMU that the rig has built has it.</summary>
     public static string ProfilePlugin => Path.Combine(Rig, "qemu", "profile.so");
+
+    /// <summary>Where states of hosts that have booted it are kept. They go with it.</summary>
+    public string Snapshots => Path.Combine(_folder, "booted");
+
+    /// <summary>What changes when the image or the QEMU that boots it does.</summary>
+    public string Identity => $"{File.ReadAllText(Path.Combine(_folder, "stamp"))} {Convert.ToHexStringLower(SHA256.HashData(File.ReadAllBytes(Path.Combine(Rig, "qemu", "bin", "qemu-system-x86_64"))))}";
 
     public string Hypervisor => Path.Combine(_folder, "xen");
 

@@ -39,6 +39,9 @@ public sealed class XenHost : IAsyncDisposable
     /// <summary>What this host was started with.</summary>
     public XenHostOptions Options { get; }
 
+    /// <summary>Those of <see cref="XenHostOptions.Guests"/>, in that order.</summary>
+    public IReadOnlyList<XenGuest> Guests { get; private set; } = [];
+
     /// <summary>Dom0's IPv4 address on <c>xenbr0</c>.</summary>
     public string Ipv4 => $"10.77.0.{Options.Number}";
 
@@ -50,7 +53,7 @@ public sealed class XenHost : IAsyncDisposable
         return HasOwnQemu;
     }
 
-    /// <summary>Boots a host and waits until Dom0 can create guests.</summary>
+    /// <summary>Boots a host and waits until Dom0 can create guests, and those of the options have booted.</summary>
     public static async Task<XenHost> StartAsync(XenHostOptions? options = null)
     {
         options ??= new XenHostOptions();
@@ -71,6 +74,14 @@ public sealed class XenHost : IAsyncDisposable
                 await host.JoinAsync();
             }
 
+            host.Guests = [.. options.Guests.Select(guest => new XenGuest(host, guest, ++host._guests))];
+            // One after the other: booting is all work and no waiting.
+            foreach (XenGuest guest in host.Guests)
+            {
+                await (qemu.HasBooted ? guest.RefreshDomidAsync() : guest.BootAsync());
+            }
+
+            await qemu.KeepBootedAsync();
             return host;
         }
         catch

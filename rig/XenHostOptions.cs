@@ -55,6 +55,11 @@ public sealed record XenHostOptions
     /// <summary>More arguments for the hypervisor.</summary>
     public string XenArguments { get; init; } = "";
 
+    /// <summary>
+    /// The guests that it has from the start. A host that has booted with them is kept on disk: the next of the same options goes on from there, within seconds.
+    /// </summary>
+    public IReadOnlyList<GuestOptions> Guests { get; init; } = [];
+
     /// <summary>How long Dom0 may take until it answers.</summary>
     public TimeSpan BootTimeout { get; init; } = TimeSpan.FromMinutes(5);
 

@@ -1,4 +1,3 @@
-using System.Globalization;
 using XenLoop.Rig;
 using Xunit;
 
@@ -19,55 +18,22 @@ public sealed class SuspendHost : ICollectionFixture<ChannelFixture>
 }
 
 /// <summary>A host with two guests of either kind, the daemon in Dom0 and in each.</summary>
-public class ChannelFixture : IAsyncLifetime
+public class ChannelFixture : DaemonsFixture
 {
     /// <summary>What to run before a suspend that is to go on as if Dom0 had no xenloop.</summary>
     public const string Unprepared = "export LIBXL_SAVE_HELPER=$(echo /usr/lib/xen-*/bin/libxl-save-helper.real)";
-
-    private readonly DebianRelease _release;
-    private readonly Dictionary<string, Node> _guests = [];
 
     public ChannelFixture()
         : this(DebianRelease.Trixie)
     {
     }
 
-    private protected ChannelFixture(DebianRelease release) => _release = release;
-
-    public XenHost Host { get; private set; } = null!;
-
-    public XenLoopDaemon Dom0 { get; private set; } = null!;
-
-    public Node this[string name] => _guests[name];
-
-    public async Task InitializeAsync()
+    private protected ChannelFixture(DebianRelease release)
+        : base(release, "", Small("pvh1", GuestKind.Pvh), Small("pvh2", GuestKind.Pvh), Small("pv1", GuestKind.Pv), Small("pv2", GuestKind.Pv))
     {
-        Host = await XenHost.StartAsync(new XenHostOptions { Release = _release });
-        Dom0 = await XenLoopDaemon.InstallAsync(Host);
-        await Dom0.StartAsync();
-        // One after the other: side by side they boot no sooner on two processors.
-        foreach ((string name, GuestKind kind) in new[] { ("pvh1", GuestKind.Pvh), ("pvh2", GuestKind.Pvh), ("pv1", GuestKind.Pv), ("pv2", GuestKind.Pv) })
-        {
-            _guests[name] = await AddGuestAsync(name, kind);
-        }
     }
 
-    /// <summary>Creates a guest and starts its daemon.</summary>
-    public async Task<Node> AddGuestAsync(string name, GuestKind kind)
-    {
-        XenGuest guest = await Host.CreateGuestAsync(new GuestOptions { Name = name, Kind = kind, MemoryMiB = 256 });
-        return new Node(guest, await StartDaemonAsync(guest));
-    }
-
-    /// <summary>Installs and starts the daemon in a guest that has just booted.</summary>
-    public static async Task<XenLoopDaemon> StartDaemonAsync(XenGuest guest)
-    {
-        XenLoopDaemon daemon = await XenLoopDaemon.InstallAsync(guest);
-        // Idle channels stay: the clock leaps ahead while the tests themselves think.
-        (await guest.RunAsync("mkdir -p /etc/xenloop; printf '[guest]\\nidle-seconds = 604800\\n' >/etc/xenloop/xenloopd.toml")).Check();
-        await daemon.StartAsync();
-        return daemon;
-    }
+    public static GuestOptions Small(string name, GuestKind kind) => new() { Name = name, Kind = kind, MemoryMiB = 256 };
 
     /// <summary>Sends something, for which a channel is built, and waits until both ends divert to each other.</summary>
     public static async Task ChannelUpAsync(Node a, Node b)
@@ -100,16 +66,5 @@ public class ChannelFixture : IAsyncLifetime
         (await Host.RunAsync($"{before}; {suspend}; code=$?; rm -f {image}; exit $code", TimeSpan.FromMinutes(5))).Check();
         int domid = guest.Domid;
         Assert.Equal(how == "cancel", await guest.Guest.RefreshDomidAsync() == domid);
-    }
-
-    /// <summary>Lets the host's clock, which has little to do with ours, advance so far.</summary>
-    public async Task SleepAsync(double seconds) => (await Host.RunAsync(string.Create(CultureInfo.InvariantCulture, $"sleep {seconds}"))).Check();
-
-    public async Task DisposeAsync()
-    {
-        if (Host is not null)
-        {
-            await Host.DisposeAsync();
-        }
     }
 }

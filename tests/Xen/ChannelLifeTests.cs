@@ -54,7 +54,7 @@ public sealed class ChannelLifeTests(ChannelFixture xen)
     public async Task A_guest_destroyed_leaves_no_zombie(GuestKind kind, string peerName)
     {
         Node peer = xen[peerName];
-        Node doomed = await xen.AddGuestAsync($"doomed-{kind}", kind);
+        Node doomed = await xen.AddGuestAsync(ChannelFixture.Small($"doomed-{kind}", kind));
         await ChannelFixture.ChannelUpAsync(peer, doomed);
         await doomed.Guest.DestroyAsync();
         for (int i = 0; i < 50; i++)

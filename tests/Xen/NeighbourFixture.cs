@@ -1,4 +1,3 @@
-using System.Globalization;
 using System.Text.RegularExpressions;
 using XenLoop.Rig;
 using Xunit;
@@ -13,62 +12,20 @@ public sealed class Neighbourhood : ICollectionFixture<NeighbourFixture>
 }
 
 /// <summary>A host with two bridges and eight guests of both kinds, the last two on both bridges; daemons everywhere.</summary>
-public sealed partial class NeighbourFixture : IAsyncLifetime
+public sealed partial class NeighbourFixture : DaemonsFixture
 {
-    public const string Configuration = "/etc/xenloop/xenloopd.toml";
-
-    // Idle channels stay: the clock leaps ahead while the tests themselves think.
-    public const string GuestConfiguration = "[guest]\nidle-seconds = 604800\n";
-
     // Small rings: twenty channels are built over and over, and it is not throughput that is at stake here.
     public const string DaemonArguments = "--ring-kib 128";
 
     private const string Bridge0 = "xenbr0";
     private const string Bridge1 = "xenbr1";
 
-    private readonly Dictionary<string, Node> _guests = [];
-
-    public XenHost Host { get; private set; } = null!;
-
-    public XenLoopDaemon Dom0 { get; private set; } = null!;
-
-    public IEnumerable<Node> Guests => _guests.Values;
-
-    public Node this[string name] => _guests[name];
-
-    public async Task InitializeAsync()
+    public NeighbourFixture()
+        : base(DebianRelease.Trixie, DaemonArguments, On("g1", GuestKind.Pvh, Bridge0), On("g2", GuestKind.Pv, Bridge0), On("g3", GuestKind.Pvh, Bridge0),
+            On("g4", GuestKind.Pv, Bridge1), On("g5", GuestKind.Pvh, Bridge1), On("g6", GuestKind.Pv, Bridge1),
+            On("g7", GuestKind.Pvh, Bridge0, Bridge1), On("g8", GuestKind.Pv, Bridge0, Bridge1))
     {
-        Host = await XenHost.StartAsync();
-        Dom0 = await XenLoopDaemon.InstallAsync(Host);
-        await Dom0.StartAsync();
-        (string Name, GuestKind Kind, string[] Bridges)[] plan =
-        [
-            ("g1", GuestKind.Pvh, [Bridge0]),
-            ("g2", GuestKind.Pv, [Bridge0]),
-            ("g3", GuestKind.Pvh, [Bridge0]),
-            ("g4", GuestKind.Pv, [Bridge1]),
-            ("g5", GuestKind.Pvh, [Bridge1]),
-            ("g6", GuestKind.Pv, [Bridge1]),
-            ("g7", GuestKind.Pvh, [Bridge0, Bridge1]),
-            ("g8", GuestKind.Pv, [Bridge0, Bridge1]),
-        ];
-        // One after the other: booting is all work and no waiting, and there is one processor.
-        foreach ((string name, GuestKind kind, string[] bridges) in plan)
-        {
-            _guests[name] = await AddGuestAsync(name, kind, bridges);
-        }
     }
-
-    public async Task DisposeAsync()
-    {
-        if (Host is not null)
-        {
-            await Host.DisposeAsync();
-        }
-    }
-
-    /// <summary>Lets the host's clock, which has little to do with ours, advance so far.</summary>
-    public async Task SleepAsync(double seconds) => (await Host.RunAsync(string.Create(CultureInfo.InvariantCulture, $"sleep {seconds}"))).Check();
 
     /// <summary>Whom a guest shares a bridge with: by its own vif, and with the interface there.</summary>
     public IEnumerable<(PeerKey Key, Node Peer)> Neighbours(Node guest) =>
@@ -154,20 +111,8 @@ public sealed partial class NeighbourFixture : IAsyncLifetime
     private static bool Holds(PeerStatus[] peers, IEnumerable<(PeerKey Key, Node)> neighbours) =>
         peers.Select(p => p.Key).ToHashSet().SetEquals(neighbours.Select(n => n.Key));
 
-    private async Task<Node> AddGuestAsync(string name, GuestKind kind, params string[] bridges)
-    {
-        XenGuest guest = await Host.CreateGuestAsync(new GuestOptions
-        {
-            Name = name,
-            Kind = kind,
-            MemoryMiB = 256,
-            Vifs = [.. bridges.Select(bridge => new GuestVif(bridge))],
-        });
-        XenLoopDaemon daemon = await XenLoopDaemon.InstallAsync(guest);
-        (await guest.RunAsync($"mkdir -p /etc/xenloop; cat >{Configuration} <<'END'\n{GuestConfiguration}END")).Check();
-        await daemon.StartAsync(DaemonArguments);
-        return new Node(guest, daemon);
-    }
+    private static GuestOptions On(string name, GuestKind kind, params string[] bridges) =>
+        new() { Name = name, Kind = kind, MemoryMiB = 256, Vifs = [.. bridges.Select(bridge => new GuestVif(bridge))] };
 
     [GeneratedRegex("(?<= = \"[^ ]+ [^ ]+ [^ ]+) [^\"]*\"")]
     private static partial Regex Call();

@@ -17,11 +17,11 @@ public sealed class RigFixture : IAsyncLifetime
 
     public async Task InitializeAsync()
     {
-        Host = await XenHost.StartAsync();
-        XenGuest[] guests = await Task.WhenAll(
-            Host.CreateGuestAsync(new GuestOptions { Name = "pvh", Kind = GuestKind.Pvh }),
-            Host.CreateGuestAsync(new GuestOptions { Name = "pv", Kind = GuestKind.Pv }));
-        (Pvh, Pv) = (guests[0], guests[1]);
+        Host = await XenHost.StartAsync(new XenHostOptions
+        {
+            Guests = [new GuestOptions { Name = "pvh", Kind = GuestKind.Pvh }, new GuestOptions { Name = "pv", Kind = GuestKind.Pv }],
+        });
+        (Pvh, Pv) = (Host.Guests[0], Host.Guests[1]);
     }
 
     public async Task DisposeAsync()

@@ -29,7 +29,7 @@ public sealed partial class SoakTests(ChannelFixture xen, ITestOutputHelper outp
     public async Task Half_an_hour_of_suspends_kills_and_reboots_loses_no_connection_and_leaks_nothing()
     {
         Node[] stayers = [xen["pvh1"], xen["pv1"], xen["pvh2"], xen["pv2"]];
-        Node rebooter = await xen.AddGuestAsync("rebooter", GuestKind.Pvh);
+        Node rebooter = await xen.AddGuestAsync(ChannelFixture.Small("rebooter", GuestKind.Pvh));
         TcpTransfer[] transfers = new TcpTransfer[stayers.Length];
         for (int i = 0; i < stayers.Length; i++)
         {
