@@ -1,16 +1,13 @@
 using System.Diagnostics;
 using System.Globalization;
-using System.Runtime.InteropServices;
-using Tmds.Linux;
 using XenLoop.Divert;
-using XenLoop.Interop;
 using XenLoop.Interop.Linux;
 using XenLoop.Tests.Unit;
 
 namespace XenLoop.Tests.Unit
 {
     /// <summary>A process that holds a divert until it is killed.</summary>
-    internal static unsafe class DivertHolder
+    internal static class DivertHolder
     {
         internal const string Variable = "XENLOOP_TEST_HOLD_DIVERT";
 
@@ -45,33 +42,6 @@ namespace XenLoop.Tests.Unit
             GC.KeepAlive(divert);
             GC.KeepAlive(tap);
             GC.KeepAlive(demands);
-        }
-
-        /// <summary>TCX programs at the egress of an interface (BPF_PROG_QUERY).</summary>
-        public static int CountTcxPrograms(int index)
-        {
-            const int BPF_PROG_QUERY = 16;
-            int SYS_bpf = RuntimeInformation.ProcessArchitecture == Architecture.Arm64 ? 280 : 321;
-            prog_query_attr attribute = new() { target_ifindex = (uint)index, attach_type = (uint)BpfAttachType.BPF_TCX_EGRESS };
-            return (int)LibC.syscall(SYS_bpf, BPF_PROG_QUERY, &attribute, sizeof(prog_query_attr)) == 0
-                ? (int)attribute.prog_cnt
-                : throw new NativeException("bpf(BPF_PROG_QUERY)", $"interface {index}", LibC.errno);
-        }
-
-        [StructLayout(LayoutKind.Sequential)]
-        private struct prog_query_attr
-        {
-            public uint target_ifindex;
-            public uint attach_type;
-            public uint query_flags;
-            public uint attach_flags;
-            public ulong prog_ids;
-            public uint prog_cnt;
-            private readonly uint _pad;
-            public ulong prog_attach_flags;
-            public ulong link_ids;
-            public ulong link_attach_flags;
-            public ulong revision;
         }
     }
 }

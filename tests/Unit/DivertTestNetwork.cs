@@ -173,6 +173,35 @@ internal sealed unsafe class TestGuest : IDisposable
         }
     });
 
+    /// <summary>Sends a datagram that a qdisc is to hold until a time, from now (SO_TXTIME, CLOCK_MONOTONIC).</summary>
+    public void SendAt(string address, TimeSpan later) => Namespace.Run(() =>
+    {
+        const int SOL_SOCKET = 1, SO_TXTIME = 61;
+        using System.Net.Sockets.Socket socket = new(
+            System.Net.Sockets.AddressFamily.InterNetwork, System.Net.Sockets.SocketType.Dgram, System.Net.Sockets.ProtocolType.Udp);
+        socket.Connect(System.Net.IPAddress.Parse(address), 7000);
+        // struct sock_txtime: the clock, CLOCK_MONOTONIC, and flags.
+        ulong clock = 1;
+        if (LibC.setsockopt((int)socket.Handle, SOL_SOCKET, SO_TXTIME, &clock, sizeof(ulong)) != 0)
+        {
+            throw new NativeException("setsockopt(SO_TXTIME)", address, LibC.errno);
+        }
+
+        byte data = 1;
+        iovec vector = new() { iov_base = &data, iov_len = 1 };
+        // struct cmsghdr: length, level, type, and the time in nanoseconds.
+        ulong* control = stackalloc ulong[3];
+        control[0] = 24;
+        control[1] = SOL_SOCKET | ((ulong)SO_TXTIME << 32);
+        // .NET's clock is CLOCK_MONOTONIC, in nanoseconds.
+        control[2] = (ulong)(Stopwatch.GetTimestamp() + (long)later.TotalNanoseconds);
+        msghdr message = new() { msg_iov = &vector, msg_iovlen = 1, msg_control = control, msg_controllen = 24 };
+        if (LibC.sendmsg((int)socket.Handle, &message, 0) != 1)
+        {
+            throw new NativeException("sendmsg", address, LibC.errno);
+        }
+    });
+
     public void Dispose()
     {
         TrafficControl.Dispose();

@@ -36,7 +36,7 @@ public sealed class DivertTests : IDisposable
         }
     }
 
-    private static bool HasTcx => Environment.OSVersion.Version >= new Version(6, 6);
+    internal static bool HasTcx => Environment.OSVersion.Version >= new Version(6, 6);
 
     public void Dispose()
     {
@@ -341,30 +341,6 @@ public sealed class DivertTests : IDisposable
         Assert.Contains(_guest.TrafficControl.ListFilters(_guest.Eth0.Index, TcHook.Ingress), filter => filter.Kind == "u32");
     }
 
-    [Fact]
-    public void A_filter_in_our_place_that_is_not_ours_is_not_replaced()
-    {
-        _ = _guest.TrafficControl.AddClsact(_guest.Eth0.Index);
-        using SafeFd program = Bpf.LoadClassifier("foreign", new BpfProgram().Move(BpfRegister.R0, -1).Exit().ToArray());
-        _guest.TrafficControl.AddBpfFilter(_guest.Eth0.Index, TcHook.Egress, VifDivert.FilterPriority, VifDivert.FilterHandle, program.Number, "foreign");
-
-        Assert.Throws<Interop.NativeException>(() => Attach(DivertRung.ClsBpf));
-
-        Assert.Equal("foreign", Assert.Single(_guest.TrafficControl.ListFilters(_guest.Eth0.Index, TcHook.Egress)).Name);
-    }
-
-    [Fact]
-    public void Later_filters_see_what_is_not_diverted()
-    {
-        using VifDivert divert = Attach(DivertRung.ClsBpf);
-        using SafeFd drop = Bpf.LoadClassifier("drop", new BpfProgram().Move(BpfRegister.R0, 2).Exit().ToArray());
-        _guest.TrafficControl.AddBpfFilter(_guest.Eth0.Index, TcHook.Egress, VifDivert.FilterPriority + 1, 1, drop.Number, "drop");
-
-        // The sender is told that a filter dropped its frame.
-        Assert.Contains("ENOBUFS", Assert.Throws<Interop.NativeException>(() => _guest.Send(Peer, _guest.Mac)).Message, StringComparison.Ordinal);
-        Assert.Null(Frame.Read(_guest.Eth0, 20));
-    }
-
     [Theory]
     [MemberData(nameof(Rungs))]
     public void A_daemon_killed_leaves_a_divert_that_fails_open_and_its_successor_takes_over(int rung)
@@ -386,7 +362,7 @@ public sealed class DivertTests : IDisposable
         }
         else
         {
-            Assert.Equal(VifDivert.FilterNameWithClsact, Assert.Single(left).Name);
+            Assert.Equal(EgressHook.FilterNameWithClsact, Assert.Single(left).Name);
         }
 
         using (VifDivert successor = Attach(null))
@@ -497,6 +473,25 @@ public sealed class DivertTests : IDisposable
 
     [Theory]
     [MemberData(nameof(Rungs))]
+    public void A_packet_that_is_to_be_sent_later_stays_on_eth0(int rung)
+    {
+        using VifDivert divert = Attach((DivertRung)rung);
+        using TapDevice tap = _guest.OpenChannelTap();
+        divert.Connect(Peer, tap.Index, 0);
+        divert.Stamp(0).Open();
+        _guest.Namespace.Command("ip", "neigh", "add", "10.0.0.2", "lladdr", Peer.ToString(), "dev", "eth0");
+
+        _guest.SendAt("10.0.0.2", TimeSpan.FromSeconds(100));
+        Assert.NotNull(Frame.Read(_guest.Eth0));
+        Assert.Null(Frame.Read(tap, 20));
+        Assert.Equal(0ul, divert.Stamp(0).Value);
+
+        _guest.SendAt("10.0.0.2", TimeSpan.FromSeconds(-1));
+        Assert.NotNull(Frame.Read(tap));
+    }
+
+    [Theory]
+    [MemberData(nameof(Rungs))]
     public void An_interface_that_goes_away_first_does_no_harm(int rung)
     {
         VifDivert divert = Attach((DivertRung)rung);
@@ -534,7 +529,7 @@ public sealed class DivertTests : IDisposable
         return Frame.Ethernet(Peer, _guest.Mac, 0x86dd, packet);
     }
 
-    private int TcxPrograms() => !HasTcx ? 0 : _guest.Namespace.Run(() => DivertHolder.CountTcxPrograms(_guest.Eth0.Index));
+    private int TcxPrograms() => !HasTcx ? 0 : _guest.Namespace.Run(() => Bpf.ListTcxPrograms(_guest.Eth0.Index, BpfAttachType.BPF_TCX_EGRESS).Length);
 
     private void AssertPassesWithin(int milliseconds)
     {

@@ -29,6 +29,11 @@ public sealed class InteropLinuxTests
         Assert.Equal(64, Unsafe.SizeOf<Bpf.prog_load_attr>());
         Assert.Equal(48, (int)Marshal.OffsetOf<Bpf.prog_load_attr>(nameof(Bpf.prog_load_attr.prog_name)));
         Assert.Equal(16, Unsafe.SizeOf<Bpf.link_create_attr>());
+        Assert.Equal(64, Unsafe.SizeOf<Bpf.prog_query_attr>());
+        Assert.Equal(56, (int)Marshal.OffsetOf<Bpf.prog_query_attr>(nameof(Bpf.prog_query_attr.revision)));
+        Assert.Equal(12, Unsafe.SizeOf<Bpf.get_fd_by_id_attr>());
+        Assert.Equal(16, Unsafe.SizeOf<Bpf.info_attr>());
+        Assert.Equal(64, (int)Marshal.OffsetOf<Bpf.prog_info>(nameof(Bpf.prog_info.name)));
         Assert.Equal(16, Unsafe.SizeOf<Bpf.rlimit>());
         Assert.Equal(28, Unsafe.SizeOf<TrafficControl.tc_mirred>());
         // Packed on x86-64, and nowhere else.
@@ -166,7 +171,7 @@ public sealed class InteropLinuxTests
                 () => trafficControl.AddBpfFilter(tap.Index, TcHook.Egress, 10, 1, program.Number, "again"));
 
             Assert.Contains("EEXIST", error.Message, StringComparison.Ordinal);
-            Assert.Equal([new TcFilter("bpf", 10, 1, "anew"), new TcFilter("bpf", 20, 2, "second")], trafficControl.ListFilters(tap.Index, TcHook.Egress));
+            Assert.Equal([new TcFilter("bpf", 10, 1, "anew", 0), new TcFilter("bpf", 20, 2, "second", 0)], trafficControl.ListFilters(tap.Index, TcHook.Egress));
             Assert.Empty(trafficControl.ListFilters(tap.Index, TcHook.Ingress));
             Assert.True(trafficControl.DeleteFilter(tap.Index, TcHook.Egress, 10, 1));
             Assert.False(trafficControl.DeleteFilter(tap.Index, TcHook.Egress, 10, 1));

@@ -12,6 +12,7 @@ internal static class DivertPrograms
     private const int SkbVlanPresent = 20;
     private const int SkbData = 76;
     private const int SkbDataEnd = 80;
+    private const int SkbTimestamp = 152;
 
     private const int EthernetHeader = 14;
     private const int SourceMac = 6;
@@ -86,8 +87,12 @@ internal static class DivertPrograms
             .Load(BpfSize.Double, R1, R9, LivenessStamp.BlockedOffset)
             .JumpIfNotEqual(R1, 0, "pass")
 
-            // Nothing undrained: this packet is the first, and leaves its time.
+            // A packet that is to be sent later (TCP that the qdisc fq paces, SO_TXTIME) is for a qdisc to hold: 0 is no time.
             .Call(BpfHelper.ktime_get_ns)
+            .Load(BpfSize.Double, R1, R6, SkbTimestamp)
+            .JumpIfGreater(R1, R0, "pass")
+
+            // Nothing undrained: this packet is the first, and leaves its time.
             .Load(BpfSize.Double, R1, R9, LivenessStamp.StampOffset)
             .JumpIfNotEqual(R1, 0, "undrained")
             .Store(BpfSize.Double, R9, LivenessStamp.StampOffset, R0)

@@ -20,14 +20,9 @@ internal sealed unsafe class VifDivert : IDisposable
     /// <summary>Neighbours that can be counted at once; some 150 bytes of kernel memory each.</summary>
     internal const int MaxTracked = 4096;
 
-    // "XL" in ASCII: high enough to run after an administrator's filters, low enough not to meet the kernel's automatic ones (from 0xC000).
-    internal const ushort FilterPriority = 0x584C;
-    internal const uint FilterHandle = 0x584C0001;
-    internal const string FilterName = "xenloopd";
-    // The successor of a killed daemon learns from the name that clsact was not there before.
-    internal const string FilterNameWithClsact = "xenloopd+clsact";
+    // "XL" in ASCII.
+    private const ushort ReinjectionPriority = 0x584C;
 
-    private readonly string _interfaceName;
     private readonly int _interfaceIndex;
     private readonly int _slots;
     private readonly TrafficControl _trafficControl;
@@ -35,15 +30,13 @@ internal sealed unsafe class VifDivert : IDisposable
     private readonly SafeFd _stamps;
     private readonly MappedMemory _stampLines;
     private readonly SafeFd _egressProgram;
+    private readonly EgressHook _egress;
     private SafeFd? _acceptProgram;
     private SafeFd? _injectProgram;
-    private SafeFd? _egressLink;
-    private bool _ownsClsact;
     private bool _disposed;
 
-    private VifDivert(string interfaceName, MacAddress own, int slots, int vif, BpfRingBuffer demands)
+    private VifDivert(string interfaceName, MacAddress own, int slots, int vif, BpfRingBuffer demands, DivertRung? only)
     {
-        _interfaceName = interfaceName;
         _slots = slots;
         _trafficControl = new TrafficControl();
         try
@@ -60,6 +53,8 @@ internal sealed unsafe class VifDivert : IDisposable
                 Stamp(slot).Block();
             }
             _egressProgram = Bpf.LoadClassifier("xenloop_divert", DivertPrograms.Divert(own, vif, _peers, _stamps, demands.Map));
+            _egress = new EgressHook(_interfaceIndex, _egressProgram, _trafficControl, only);
+            _ = _egress.Secure();
         }
         catch
         {
@@ -69,7 +64,7 @@ internal sealed unsafe class VifDivert : IDisposable
     }
 
     /// <summary>How the programs are attached.</summary>
-    public DivertRung Rung { get; private set; }
+    public DivertRung Rung => _egress.Rung;
 
     /// <summary>Index of the interface in this network namespace.</summary>
     public int InterfaceIndex => _interfaceIndex;
@@ -82,20 +77,12 @@ internal sealed unsafe class VifDivert : IDisposable
     /// <param name="demands">Gets a <see cref="Demand"/> when a tracked destination that is not connected gets its rate of packets.</param>
     /// <param name="only">Try this rung alone.</param>
     /// <exception cref="NativeException">No such interface, missing rights, or neither rung works here.</exception>
-    public static VifDivert Attach(string interfaceName, MacAddress own, int slots, int vif, BpfRingBuffer demands, DivertRung? only = null)
-    {
-        VifDivert divert = new(interfaceName, own, slots, vif, demands);
-        try
-        {
-            divert.AttachEgress(only);
-            return divert;
-        }
-        catch
-        {
-            divert.Dispose();
-            throw;
-        }
-    }
+    public static VifDivert Attach(string interfaceName, MacAddress own, int slots, int vif, BpfRingBuffer demands, DivertRung? only = null) =>
+        new(interfaceName, own, slots, vif, demands, only);
+
+    /// <summary>See <see cref="EgressHook.Secure"/>: to be called whenever something may have changed at the interface's egress.</summary>
+    /// <exception cref="NativeException">The kernel refuses what it allowed before.</exception>
+    public string? Secure() => _egress.Secure();
 
     /// <summary>Starts counting packets to this destination, or changes its rate: the counters of one that is tracked already go on.</summary>
     /// <param name="peer">Of a neighbour.</param>
@@ -157,7 +144,7 @@ internal sealed unsafe class VifDivert : IDisposable
                 _acceptProgram ??= Bpf.LoadClassifier("xenloop_accept", DivertPrograms.Accept());
                 _ = _trafficControl.AddClsact(tap.Index);
                 _trafficControl.AddIngressRedirect(
-                    tap.Index, TcHook.Ingress, FilterPriority, FilterHandle, _acceptProgram.Number, FilterName, _interfaceIndex);
+                    tap.Index, TcHook.Ingress, ReinjectionPriority, EgressHook.FilterHandle, _acceptProgram.Number, EgressHook.FilterName, _interfaceIndex);
                 return EndsWithTheTap.Instance;
             }
             catch (NativeException) when (only is null)
@@ -171,7 +158,7 @@ internal sealed unsafe class VifDivert : IDisposable
             return Bpf.CreateTcxLink(_injectProgram, tap.Index, BpfAttachType.BPF_TCX_INGRESS);
         }
         _ = _trafficControl.AddClsact(tap.Index);
-        _trafficControl.AddBpfFilter(tap.Index, TcHook.Ingress, FilterPriority, FilterHandle, _injectProgram.Number, FilterName);
+        _trafficControl.AddBpfFilter(tap.Index, TcHook.Ingress, ReinjectionPriority, EgressHook.FilterHandle, _injectProgram.Number, EgressHook.FilterName);
         return EndsWithTheTap.Instance;
     }
 
@@ -196,21 +183,7 @@ internal sealed unsafe class VifDivert : IDisposable
             return;
         }
         _disposed = true;
-        try
-        {
-            if (_egressLink is not null)
-            {
-                _egressLink.Dispose();
-            }
-            else if (_interfaceIndex != 0)
-            {
-                DetachFilter();
-            }
-        }
-        catch (NativeException)
-        {
-            // The interface may be gone, and its filters with it. What stays lets every packet pass, and the next daemon removes it.
-        }
+        _egress?.Dispose();
         _acceptProgram?.Dispose();
         _injectProgram?.Dispose();
         _egressProgram?.Dispose();
@@ -218,64 +191,6 @@ internal sealed unsafe class VifDivert : IDisposable
         _stamps?.Dispose();
         _peers?.Dispose();
         _trafficControl.Dispose();
-    }
-
-    private void AttachEgress(DivertRung? only)
-    {
-        // What a killed predecessor left passes every packet, but would count as somebody's use of clsact.
-        _ownsClsact = RemoveStaleFilter();
-        if (only is not DivertRung.ClsBpf)
-        {
-            try
-            {
-                _egressLink = Bpf.CreateTcxLink(_egressProgram, _interfaceIndex, BpfAttachType.BPF_TCX_EGRESS);
-                Rung = DivertRung.Tcx;
-                ReleaseClsact();
-                return;
-            }
-            catch (NativeException) when (only is null)
-            {
-                // An older kernel: the next rung, whose error counts if it fails, too.
-            }
-        }
-        _ownsClsact |= _trafficControl.AddClsact(_interfaceIndex);
-        Rung = DivertRung.ClsBpf;
-        _trafficControl.AddBpfFilter(
-            _interfaceIndex, TcHook.Egress, FilterPriority, FilterHandle, _egressProgram.Number,
-            _ownsClsact ? FilterNameWithClsact : FilterName);
-    }
-
-    /// <summary>Removes a filter that bears our priority, handle and name; another's is not touched.</summary>
-    /// <returns>True when its owner had added clsact, too.</returns>
-    private bool RemoveStaleFilter()
-    {
-        foreach (TcFilter filter in _trafficControl.ListFilters(_interfaceIndex, TcHook.Egress))
-        {
-            if (filter is { Kind: "bpf", Priority: FilterPriority, Handle: FilterHandle, Name: FilterName or FilterNameWithClsact })
-            {
-                _ = _trafficControl.DeleteFilter(_interfaceIndex, TcHook.Egress, FilterPriority, FilterHandle);
-                return filter.Name == FilterNameWithClsact;
-            }
-        }
-        return false;
-    }
-
-    private void DetachFilter()
-    {
-        _ = RemoveStaleFilter();
-        ReleaseClsact();
-    }
-
-    /// <summary>Removes clsact if it is ours and nobody else has put a filter there meanwhile.</summary>
-    private void ReleaseClsact()
-    {
-        if (_ownsClsact &&
-            _trafficControl.ListFilters(_interfaceIndex, TcHook.Egress).Count == 0 &&
-            _trafficControl.ListFilters(_interfaceIndex, TcHook.Ingress).Count == 0)
-        {
-            _trafficControl.DeleteClsact(_interfaceIndex);
-        }
-        _ownsClsact = false;
     }
 
     private void Replace(MacAddress peer, int tapIndex, int slot)

@@ -23,6 +23,9 @@ internal static unsafe partial class Bpf
     private const int BPF_MAP_UPDATE_ELEM = 2;
     private const int BPF_MAP_DELETE_ELEM = 3;
     private const int BPF_PROG_LOAD = 5;
+    private const int BPF_PROG_GET_FD_BY_ID = 13;
+    private const int BPF_OBJ_GET_INFO_BY_FD = 15;
+    private const int BPF_PROG_QUERY = 16;
     private const int BPF_LINK_CREATE = 28;
 
     private const uint BPF_MAP_TYPE_HASH = 1;
@@ -33,6 +36,8 @@ internal static unsafe partial class Bpf
     private const uint BPF_PROG_TYPE_SCHED_CLS = 3;
     private const int BPF_OBJ_NAME_LEN = 16;
     private const int LogSize = 64 * 1024;
+    // BPF_MPROG_MAX: the kernel lets no more programs be attached to one hook.
+    private const int MostPrograms = 64;
 
     private const int RLIMIT_MEMLOCK = 8;
 
@@ -122,6 +127,49 @@ internal static unsafe partial class Bpf
         return fd >= 0
             ? new SafeFd(fd)
             : throw new NativeException($"bpf(BPF_LINK_CREATE {type})", $"interface {interfaceIndex}", LibC.errno);
+    }
+
+    /// <summary>The programs that are attached to an interface by TCX, by their numbers, in the order in which they run.</summary>
+    /// <exception cref="NativeException">EINVAL: the kernel is older than 6.6. ENODEV: there is no such interface.</exception>
+    public static uint[] ListTcxPrograms(int interfaceIndex, BpfAttachType type)
+    {
+        uint* ids = stackalloc uint[MostPrograms];
+        prog_query_attr attribute = new()
+        {
+            target_ifindex = (uint)interfaceIndex,
+            attach_type = (uint)type,
+            prog_ids = (ulong)ids,
+            prog_cnt = MostPrograms,
+        };
+        return Call(BPF_PROG_QUERY, &attribute, sizeof(prog_query_attr)) >= 0
+            ? new ReadOnlySpan<uint>(ids, (int)attribute.prog_cnt).ToArray()
+            : throw new NativeException($"bpf(BPF_PROG_QUERY {type})", $"interface {interfaceIndex}", LibC.errno);
+    }
+
+    /// <summary>The program's number, by which the kernel lists it.</summary>
+    public static uint IdOf(SafeFd program) => Info(program.Number).id;
+
+    /// <summary>The name a program was loaded with; empty where it has none, or has gone.</summary>
+    public static string NameOf(uint programId)
+    {
+        get_fd_by_id_attr attribute = new() { prog_id = programId };
+        int fd = Call(BPF_PROG_GET_FD_BY_ID, &attribute, sizeof(get_fd_by_id_attr));
+        if (fd < 0)
+        {
+            return "";
+        }
+        using SafeFd program = new(fd);
+        prog_info info = Info(fd);
+        return Encoding.ASCII.GetString(MemoryMarshal.CreateReadOnlySpanFromNullTerminated(info.name));
+    }
+
+    private static prog_info Info(int program)
+    {
+        prog_info info = default;
+        info_attr attribute = new() { bpf_fd = (uint)program, info_len = (uint)sizeof(prog_info), info = (ulong)&info };
+        return Call(BPF_OBJ_GET_INFO_BY_FD, &attribute, sizeof(info_attr)) >= 0
+            ? info
+            : throw new NativeException("bpf(BPF_OBJ_GET_INFO_BY_FD)", $"program descriptor {program}", LibC.errno);
     }
 
     private static SafeFd CreateMap(string name, uint type, int keySize, int valueSize, int entries, uint flags)
@@ -252,6 +300,59 @@ internal static unsafe partial class Bpf
         public uint target_ifindex;
         public uint attach_type;
         public uint flags;
+    }
+
+    /// <summary>union bpf_attr for BPF_PROG_QUERY.</summary>
+    [StructLayout(LayoutKind.Sequential)]
+    internal struct prog_query_attr
+    {
+        public uint target_ifindex;
+        public uint attach_type;
+        public uint query_flags;
+        public uint attach_flags;
+        public ulong prog_ids;
+        public uint prog_cnt;
+        private readonly uint _pad;
+        public ulong prog_attach_flags;
+        public ulong link_ids;
+        public ulong link_attach_flags;
+        public ulong revision;
+    }
+
+    /// <summary>union bpf_attr for BPF_PROG_GET_FD_BY_ID.</summary>
+    [StructLayout(LayoutKind.Sequential)]
+    internal struct get_fd_by_id_attr
+    {
+        public uint prog_id;
+        public uint next_id;
+        public uint open_flags;
+    }
+
+    /// <summary>union bpf_attr for BPF_OBJ_GET_INFO_BY_FD.</summary>
+    [StructLayout(LayoutKind.Sequential)]
+    internal struct info_attr
+    {
+        public uint bpf_fd;
+        public uint info_len;
+        public ulong info;
+    }
+
+    /// <summary>struct bpf_prog_info, as far as it is used here: the kernel fills in as much as there is room for.</summary>
+    [StructLayout(LayoutKind.Sequential)]
+    internal struct prog_info
+    {
+        public uint type;
+        public uint id;
+        public fixed byte tag[8];
+        public uint jited_prog_len;
+        public uint xlated_prog_len;
+        public ulong jited_prog_insns;
+        public ulong xlated_prog_insns;
+        public ulong load_time;
+        public uint created_by_uid;
+        public uint nr_map_ids;
+        public ulong map_ids;
+        public fixed byte name[BPF_OBJ_NAME_LEN];
     }
 
     /// <summary>struct rlimit of sys/resource.h.</summary>

@@ -23,7 +23,22 @@ internal enum TcHook : uint
 /// <param name="Priority">Filters of lower numbers run first.</param>
 /// <param name="Handle">Tells filters of one priority apart.</param>
 /// <param name="Name">Of a cls_bpf filter: the name it was added with; else empty.</param>
-internal readonly record struct TcFilter(string Kind, ushort Priority, uint Handle, string Name);
+/// <param name="Chain">Packets begin in chain 0; another is entered only by an action of a filter.</param>
+internal readonly record struct TcFilter(string Kind, ushort Priority, uint Handle, string Name, uint Chain);
+
+/// <summary>A qdisc as the kernel lists it.</summary>
+/// <param name="Kind">As <c>fq_codel</c>.</param>
+/// <param name="Handle">By which filters name it; 0 for one that the kernel made by itself.</param>
+/// <param name="Parent">What it hangs on; <see cref="Root"/> for what packets meet first.</param>
+/// <param name="FlowMaxRate">Of fq: no flow is sent faster, in bytes a second; <see cref="uint.MaxValue"/> for no limit.</param>
+internal readonly record struct TcQdisc(string Kind, uint Handle, uint Parent, uint FlowMaxRate)
+{
+    /// <summary>TC_H_ROOT.</summary>
+    public const uint Root = 0xFFFFFFFF;
+
+    /// <summary>It holds filters, and no packets: clsact, or ingress in the same place.</summary>
+    public bool IsClsact => Parent == TrafficControl.TC_H_CLSACT;
+}
 
 /// <summary>
 /// Traffic control (tc(8)) of the interfaces of a network namespace, that of the thread that opened this: the qdisc clsact, and
@@ -39,6 +54,9 @@ internal sealed class TrafficControl : IDisposable
     private const ushort RTM_GETTFILTER = 46;
     private const ushort TCA_KIND = 1;
     private const ushort TCA_OPTIONS = 2;
+    private const ushort TCA_CHAIN = 11;
+    // What the kernel says instead of the interface of filters in a block that several share.
+    private const int TCM_IFINDEX_MAGIC_BLOCK = -1;
     private const ushort TCA_BPF_ACT = 1;
     private const ushort TCA_BPF_FD = 6;
     private const ushort TCA_BPF_NAME = 7;
@@ -49,7 +67,8 @@ internal sealed class TrafficControl : IDisposable
     private const ushort TCA_MIRRED_PARMS = 2;
     private const int TCA_INGRESS_REDIR = 3;
     private const int TC_ACT_STOLEN = 4;
-    private const uint TC_H_CLSACT = 0xFFFFFFF1;
+    private const ushort TCA_FQ_FLOW_MAX_RATE = 7;
+    internal const uint TC_H_CLSACT = 0xFFFFFFF1;
     private const uint ClsactHandle = 0xFFFF0000;
     private const ushort ETH_P_ALL = 0x0003;
     private const string NeedsSchIngress = "The kernel needs the module sch_ingress (modprobe sch_ingress)";
@@ -81,26 +100,24 @@ internal sealed class TrafficControl : IDisposable
         return true;
     }
 
-    public bool HasClsact(int index)
+    public bool HasClsact(int index) => ListQdiscs(index).Exists(q => q is { IsClsact: true, Kind: "clsact" });
+
+    /// <summary>All qdiscs of an interface.</summary>
+    public List<TcQdisc> ListQdiscs(int index)
     {
-        bool found = false;
+        List<TcQdisc> qdiscs = [];
         NetlinkMessage message = _socket.Begin(RTM_GETQDISC, NLM_F_DUMP);
         message.Append(new tcmsg { tcm_ifindex = index });
         _socket.Request(message, "RTM_GETQDISC", $"interface {index}", (type, payload) =>
         {
             tcmsg qdisc = MemoryMarshal.Read<tcmsg>(payload);
             // Older kernels list the qdiscs of every interface.
-            if (type != RTM_NEWQDISC || qdisc.tcm_ifindex != index || qdisc.tcm_parent != TC_H_CLSACT)
+            if (type == RTM_NEWQDISC && qdisc.tcm_ifindex == index)
             {
-                return;
-            }
-            NetlinkAttributes attributes = new(payload[Unsafe.SizeOf<tcmsg>()..]);
-            while (attributes.MoveNext())
-            {
-                found |= attributes.Type == TCA_KIND && attributes.Text == "clsact";
+                qdiscs.Add(ReadQdisc(qdisc, payload[Unsafe.SizeOf<tcmsg>()..]));
             }
         });
-        return found;
+        return qdiscs;
     }
 
     /// <summary>Removes clsact with all filters, whoever added them. Nothing to do when it is not there.</summary>
@@ -178,28 +195,37 @@ internal sealed class TrafficControl : IDisposable
     /// <summary>All filters at one side of clsact, everybody's, in the order in which they run. Empty where there is no clsact.</summary>
     public List<TcFilter> ListFilters(int index, TcHook hook)
     {
+        return HasClsact(index) ? ListFilters(index, (uint)hook) : [];
+    }
+
+    /// <summary>All filters of a qdisc, in the order in which they run. Empty for a qdisc that has none by its nature.</summary>
+    /// <param name="index">Of the interface.</param>
+    /// <param name="parent">The qdisc's handle; 0 for the root qdisc, or one side of clsact.</param>
+    public List<TcFilter> ListFilters(int index, uint parent)
+    {
         List<TcFilter> filters = [];
-        if (!HasClsact(index))
-        {
-            return filters;
-        }
-        NetlinkMessage message = BeginFilter(RTM_GETTFILTER, index, hook, 0, 0, NLM_F_DUMP);
+        NetlinkMessage message = BeginFilter(RTM_GETTFILTER, index, (TcHook)parent, 0, 0, NLM_F_DUMP);
         _socket.Request(message, "RTM_GETTFILTER", $"interface {index}", (type, payload) =>
         {
             tcmsg filter = MemoryMarshal.Read<tcmsg>(payload);
             // Each chain of filters is announced by an entry of its own, with handle 0.
-            if (type != RTM_NEWTFILTER || filter.tcm_ifindex != index || filter.tcm_handle == 0)
+            if (type != RTM_NEWTFILTER || (filter.tcm_ifindex != index && filter.tcm_ifindex != TCM_IFINDEX_MAGIC_BLOCK) || filter.tcm_handle == 0)
             {
                 return;
             }
             string kind = "";
             string name = "";
+            uint chain = 0;
             NetlinkAttributes attributes = new(payload[Unsafe.SizeOf<tcmsg>()..]);
             while (attributes.MoveNext())
             {
                 if (attributes.Type == TCA_KIND)
                 {
                     kind = attributes.Text;
+                }
+                else if (attributes.Type == TCA_CHAIN)
+                {
+                    chain = BinaryPrimitives.ReadUInt32LittleEndian(attributes.Data);
                 }
                 else if (attributes.Type == TCA_OPTIONS && kind == "bpf")
                 {
@@ -210,9 +236,32 @@ internal sealed class TrafficControl : IDisposable
                     }
                 }
             }
-            filters.Add(new TcFilter(kind, (ushort)(filter.tcm_info >> 16), filter.tcm_handle, name));
+            filters.Add(new TcFilter(kind, (ushort)(filter.tcm_info >> 16), filter.tcm_handle, name, chain));
         });
         return filters;
+    }
+
+    private static TcQdisc ReadQdisc(in tcmsg qdisc, ReadOnlySpan<byte> data)
+    {
+        string kind = "";
+        uint maxRate = uint.MaxValue;
+        NetlinkAttributes attributes = new(data);
+        while (attributes.MoveNext())
+        {
+            if (attributes.Type == TCA_KIND)
+            {
+                kind = attributes.Text;
+            }
+            else if (attributes.Type == TCA_OPTIONS && kind == "fq")
+            {
+                NetlinkAttributes options = new(attributes.Data);
+                while (options.MoveNext())
+                {
+                    maxRate = options.Type == TCA_FQ_FLOW_MAX_RATE ? BinaryPrimitives.ReadUInt32LittleEndian(options.Data) : maxRate;
+                }
+            }
+        }
+        return new TcQdisc(kind, qdisc.tcm_handle, qdisc.tcm_parent, maxRate);
     }
 
     private NetlinkMessage BeginQdisc(ushort type, int index, ushort flags)
