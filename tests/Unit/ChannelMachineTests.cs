@@ -116,6 +116,24 @@ public sealed class ChannelMachineTests
     [InlineData("listener", "Closing", "violation", "closing own", "Release failed: bad ring", "Waiting")]
     [InlineData("listener", "Closing", "unwanted", "connected own 1 0", "None", "Closing")]
     [InlineData("listener", "Closing", "", "", "Release: the peer's side is gone", "Waiting")]
+    // An obstacle: who asks is told, and nobody else.
+    [InlineData("listener", "Waiting", "obstacle", "", "None", "Waiting")]
+    [InlineData("listener", "Waiting", "obstacle", "calling other", "Decline: tbf", "Waiting")]
+    [InlineData("connector", "Waiting", "obstacle", "listening other 1 0 7 9", "Decline: tbf", "Waiting")]
+    [InlineData("connector", "Waiting", "demand obstacle", "", "None", "Waiting")]
+    [InlineData("connector", "Calling", "obstacle", "", "Release: tbf", "Waiting")]
+    [InlineData("listener", "Listening", "obstacle", "", "Release: tbf", "Waiting")]
+    [InlineData("connector", "Connected", "obstacle", "listening own 1 0 7 9", "StopDiverting: tbf", "Draining")]
+    [InlineData("listener", "Running", "obstacle", "connected own 1 0", "StopDiverting: tbf", "Draining")]
+    // A peer that declines.
+    [InlineData("listener", "Waiting", "demand", "declined other tbf", "None", "Waiting")]
+    [InlineData("connector", "Waiting", "demand", "declined other tbf", "None", "Waiting")]
+    [InlineData("connector", "Calling", "", "declined other tbf", "Release: the peer declines: tbf", "Waiting")]
+    [InlineData("listener", "Listening", "", "declined other tbf", "Release: the peer declines: tbf", "Waiting")]
+    [InlineData("connector", "Connected", "", "declined other tbf", "StopDiverting: the peer closes", "Draining")]
+    [InlineData("listener", "Running", "", "declined other tbf", "StopDiverting: the peer closes", "Draining")]
+    [InlineData("listener", "Draining", "", "declined other tbf", "DrainTap", "Closing")]
+    [InlineData("listener", "Closing", "", "declined other tbf", "Release: makes room", "Waiting")]
     public void Each_step_and_what_happens_in_it(string role, string step, string happens, string said, string move, string next)
     {
         ChannelMachine machine = At(role, step, out ulong session);
@@ -177,7 +195,7 @@ public sealed class ChannelMachineTests
         Assert.Equal(ChannelStep.Waiting, machine.Step);
         _now += TimeSpan.FromMinutes(1);
         Assert.Equal(ChannelAct.None, machine.Decide(Parse("calling other", 0), null, _now).Act);
-        machine.Demand();
+        machine.Demand(_now);
         Assert.Equal(ChannelAct.Listen, machine.Decide(Parse("calling other", 0), null, _now).Act);
     }
 
@@ -201,7 +219,7 @@ public sealed class ChannelMachineTests
         _now += machine.Retry.In(_now);
         Fail(machine);
         _now += machine.Retry.In(_now);
-        machine.Demand();
+        machine.Demand(_now);
         ulong session = Do(machine, "", 0);
         Do(machine, "connected own 1 0", session);
         _now += ChannelMachine.ProvenTime + TimeSpan.FromMilliseconds(1);
@@ -218,7 +236,7 @@ public sealed class ChannelMachineTests
         ChannelMachine machine = At("listener", "Waiting", out _);
         foreach (double seconds in new[] { 0.25, 0.5, 1, 2, 4, 4 })
         {
-            machine.Demand();
+            machine.Demand(_now);
             ulong session = Do(machine, "", 0);
             Do(machine, "connected own 1 0", session);
             Do(machine, "", session);
@@ -248,7 +266,7 @@ public sealed class ChannelMachineTests
         Assert.False(machine.IsFinished(_now + Backoff.First));
         Assert.True(machine.IsFinished(_now + Backoff.First + Backoff.ShortestMemory));
         // A reason that came meanwhile keeps it, for the attempt.
-        machine.Demand();
+        machine.Demand(_now);
         machine.Settle(null, _now);
         Assert.Equal(Backoff.First, machine.Due.In(_now));
         Assert.False(machine.IsFinished(_now + TimeSpan.FromMinutes(1)));
@@ -339,7 +357,7 @@ public sealed class ChannelMachineTests
     {
         ChannelMachine listener = New("listener"), connector = New("connector");
         string? listenerSays = null, connectorSays = null;
-        (listenerBegins ? listener : connector).Demand();
+        (listenerBegins ? listener : connector).Demand(_now);
         Talk();
         Assert.Equal((ChannelStep.Running, ChannelStep.Running), (listener.Step, connector.Step));
         // A quiesce: both lose their introductions; or only one side hears of it yet.
@@ -347,17 +365,77 @@ public sealed class ChannelMachineTests
         Talk();
         Assert.Equal((ChannelStep.Waiting, ChannelStep.Waiting), (listener.Step, connector.Step));
 
-        void Talk()
+        void Talk() => MeetAndTalk(listener, connector, ref listenerSays, ref connectorSays);
+    }
+
+    /// <summary>A vif with an obstacle has no channel; the peer waits, and is told at once when it may have one again.</summary>
+    [Theory]
+    [InlineData(true, true)]
+    [InlineData(true, false)]
+    [InlineData(false, true)]
+    [InlineData(false, false)]
+    public void An_obstacle_keeps_two_sides_apart_until_it_goes(bool atListener, bool whileRunning)
+    {
+        ChannelMachine listener = New("listener"), connector = New("connector");
+        (ChannelMachine obstructed, ChannelMachine peer) = atListener ? (listener, connector) : (connector, listener);
+        string? listenerSays = null, connectorSays = null;
+        if (whileRunning)
         {
-            bool moved = true;
-            for (int i = 0; moved; i++)
-            {
-                Assert.InRange(i, 0, 20);
-                moved = Turn(listener, connectorSays, s => listenerSays = s) | Turn(connector, listenerSays, s => connectorSays = s);
-            }
+            peer.Demand(_now);
+            MeetAndTalk(listener, connector, ref listenerSays, ref connectorSays);
+            Assert.Equal((ChannelStep.Running, ChannelStep.Running), (listener.Step, connector.Step));
         }
 
-        bool Turn(ChannelMachine machine, string? said, Action<string> say)
+        obstructed.Obstacle = "tbf";
+        MeetAndTalk(listener, connector, ref listenerSays, ref connectorSays);
+        for (int second = 0; second < 60; second++)
+        {
+            // Packets go on, and ask.
+            peer.Demand(_now);
+            MeetAndTalk(listener, connector, ref listenerSays, ref connectorSays);
+            Assert.Equal((ChannelStep.Waiting, ChannelStep.Waiting), (listener.Step, connector.Step));
+            Assert.StartsWith("declined", atListener ? listenerSays : connectorSays, StringComparison.Ordinal);
+            // Nobody wakes for it but by the clock of what asks.
+            Assert.True(obstructed.Due.IsNever);
+            Assert.False(peer.IsFinished(_now));
+            Assert.Equal(ChannelMachine.Patience, peer.Due.In(_now));
+            _now += TimeSpan.FromSeconds(1);
+        }
+
+        obstructed.Obstacle = null;
+        MeetAndTalk(listener, connector, ref listenerSays, ref connectorSays);
+        Assert.Equal((ChannelStep.Running, ChannelStep.Running), (listener.Step, connector.Step));
+    }
+
+    [Fact]
+    public void What_waits_for_a_peer_that_declines_is_forgotten_without_packets_and_two_that_decline_forget_each_other()
+    {
+        ChannelMachine machine = At("listener", "Waiting", out _);
+        machine.Demand(_now);
+        machine.Settle(Parse("declined other tbf", 0), _now);
+        Assert.False(machine.IsFinished(_now + TimeSpan.FromSeconds(29)));
+        Assert.True(machine.IsFinished(_now + ChannelMachine.Patience));
+
+        machine.Obstacle = "a capture";
+        machine.Settle(Parse("closed other", 0), _now);
+        Assert.False(machine.IsFinished(_now + TimeSpan.FromDays(1)));
+        machine.Settle(Parse("declined other tbf", 0), _now);
+        Assert.True(machine.IsFinished(_now));
+        machine.Settle(null, _now);
+        Assert.True(machine.IsFinished(_now));
+    }
+
+    /// <summary>Both sides' turns, until neither has anything to do.</summary>
+    private void MeetAndTalk(ChannelMachine listener, ChannelMachine connector, ref string? listenerSays, ref string? connectorSays)
+    {
+        bool moved = true;
+        for (int i = 0; moved; i++)
+        {
+            Assert.InRange(i, 0, 20);
+            moved = Turn(listener, connectorSays, ref listenerSays) | Turn(connector, listenerSays, ref connectorSays);
+        }
+
+        bool Turn(ChannelMachine machine, string? said, ref string? says)
         {
             bool moved = false;
             while (machine.Decide(ChannelMessage.Parse(said), null, _now) is { Act: not ChannelAct.None } move)
@@ -366,15 +444,16 @@ public sealed class ChannelMachineTests
                 Offer offer = new(Offer.CurrentVersion, Features.None);
                 if (move.Act is not (ChannelAct.Divert or ChannelAct.StopDiverting))
                 {
-                    say((move.Act switch
+                    says = (move.Act switch
                     {
                         ChannelAct.Call => new ChannelMessage(ChannelPhase.Calling, move.Session),
                         ChannelAct.Listen => new ChannelMessage(ChannelPhase.Listening, move.Session, offer, 7, 9),
                         ChannelAct.Connect => new ChannelMessage(ChannelPhase.Connected, move.Session, offer),
                         ChannelAct.Accept => new ChannelMessage(ChannelPhase.Connected, move.Session),
                         ChannelAct.DrainTap => new ChannelMessage(ChannelPhase.Closing, move.Session),
+                        ChannelAct.Decline => new ChannelMessage(ChannelPhase.Declined, move.Session, Reason: move.Reason),
                         _ => new ChannelMessage(ChannelPhase.Closed, move.Session, Reason: move.Reason),
-                    }).ToString());
+                    }).ToString();
                 }
 
                 machine.Did(move, _now);
@@ -403,7 +482,7 @@ public sealed class ChannelMachineTests
             return machine;
         }
 
-        machine.Demand();
+        machine.Demand(_now);
         session = Do(machine, "", 0);
         if (step is "Calling" or "Listening")
         {
@@ -440,7 +519,10 @@ public sealed class ChannelMachineTests
             case "":
                 return null;
             case "demand":
-                machine.Demand();
+                machine.Demand(_now);
+                return null;
+            case "obstacle":
+                machine.Obstacle = "tbf";
                 return null;
             case "unwanted":
                 machine.Wanted = false;
@@ -474,7 +556,7 @@ public sealed class ChannelMachineTests
     /// <summary>One attempt that fails.</summary>
     private void Fail(ChannelMachine machine)
     {
-        machine.Demand();
+        machine.Demand(_now);
         ChannelMove move = machine.Decide(null, null, _now);
         Assert.Equal(ChannelAct.Listen, move.Act);
         machine.Did(machine.Fail(move, _own), _now);

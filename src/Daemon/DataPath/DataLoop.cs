@@ -34,10 +34,12 @@ internal sealed unsafe class DataLoop : IDisposable
     private Exception? _commandError;
     private ChannelPath? _current;
     private bool _stop;
+    private bool _tellOfTraffic;
+    private bool _traffic;
 
     /// <param name="mode">What to do when idle.</param>
     /// <param name="capacity">Channels at the same time.</param>
-    /// <param name="faults">Signalled when a path was given up: see <see cref="ChannelPath.Fault"/>.</param>
+    /// <param name="faults">Signalled when a path was given up, see <see cref="ChannelPath.Fault"/>, and for <see cref="TellOfTraffic"/>.</param>
     public DataLoop(IdleMode mode, int capacity, EventFd faults)
     {
         _byId = new ChannelPath?[capacity];
@@ -77,6 +79,22 @@ internal sealed unsafe class DataLoop : IDisposable
         _epoll.Add(path.Events.FileDescriptor, EpollEvents.EPOLLIN, ((ulong)id << 1) | 1);
         _paths = [.. _paths, path];
     });
+
+    /// <summary>Has the next packets signalled, once. Each thread has one flag to set and one to clear, and a look that comes a turn late is no
+    /// harm, so they need no order.</summary>
+    public void TellOfTraffic() => Volatile.Write(ref _tellOfTraffic, true);
+
+    /// <summary>True when packets have passed since <see cref="TellOfTraffic"/>, once.</summary>
+    public bool TakeTraffic()
+    {
+        bool traffic = Volatile.Read(ref _traffic);
+        if (traffic)
+        {
+            Volatile.Write(ref _traffic, false);
+        }
+
+        return traffic;
+    }
 
     /// <summary>Stops serving the path; afterwards its TAP, channel and memory may be released.</summary>
     public void Remove(ChannelPath path) => Invoke(() => Detach(path));
@@ -139,6 +157,13 @@ internal sealed unsafe class DataLoop : IDisposable
             if (worked)
             {
                 _idle.Worked();
+                if (Volatile.Read(ref _tellOfTraffic))
+                {
+                    Volatile.Write(ref _tellOfTraffic, false);
+                    Volatile.Write(ref _traffic, true);
+                    _faults.Signal();
+                }
+
                 continue;
             }
 

@@ -47,7 +47,7 @@ internal sealed class GuestRole : IRole
     private readonly TimeProvider _clock;
     private readonly XenStore _xenStore;
     private readonly WatchSet _watches;
-    private readonly LinkMonitor _links = new();
+    private readonly LinkMonitor _links = new(trafficControl: true);
     private readonly BpfRingBuffer _demands;
     private readonly DataLoop _loop;
     private readonly ChannelContext _context;
@@ -57,6 +57,9 @@ internal sealed class GuestRole : IRole
 
     // Peers that call, or whose vif has come, since the last turn.
     private readonly HashSet<ChannelKey> _calls = [];
+
+    // Indices, since the last turn.
+    private readonly HashSet<int> _changedInterfaces = [];
 
     private GuestSettings _settings = new() { Enabled = false };
     private string? _quiesced;
@@ -151,7 +154,12 @@ internal sealed class GuestRole : IRole
         FollowQuiesce();
 
         TimeSpan now = _clock.Now();
-        if (_links.TakeChanges() | introduced | _vifs.Due.IsDue(now))
+        if (_loop.TakeTraffic())
+        {
+            _vifs.LookSoon();
+        }
+
+        if (_links.TakeChanges(_changedInterfaces) | introduced | _vifs.Due.IsDue(now))
         {
             FollowVifs(now);
         }
@@ -177,6 +185,7 @@ internal sealed class GuestRole : IRole
             Log.Info("quiesced: nothing is shared with other guests until the suspend is over");
         }
 
+        KeepLooking();
         return retired ? Deadline.Now : _channels.Due.Or(_vifs.Due);
     }
 
@@ -197,6 +206,7 @@ internal sealed class GuestRole : IRole
             json.WriteString("interface", port.InterfaceName);
             json.WriteString("mac", port.Mac.ToString());
             json.WriteString("divert", port.Divert.Rung.ToString().ToLowerInvariant());
+            json.WriteString("obstacle", port.Obstacle);
             json.WriteStartArray("peers");
             foreach ((ChannelKey key, Introduction peer) in _introductions.Peers.Where(p => p.Key.Vif == port.Vif).OrderBy(p => p.Key.Peer).ThenBy(p => p.Key.PeerVif))
             {
@@ -337,9 +347,27 @@ internal sealed class GuestRole : IRole
 
     private void FollowVifs(TimeSpan now)
     {
-        foreach (int vif in _vifs.Follow(now))
+        foreach (int vif in _vifs.Follow(_changedInterfaces, now))
         {
             _calls.UnionWith(_introductions.Peers.Keys.Where(k => k.Vif == vif));
+        }
+
+        _changedInterfaces.Clear();
+    }
+
+    /// <summary>
+    /// Programs of TCX and sockets that capture come and go without a notification. The data thread tells of the next packet, and then
+    /// is the time to look; a vif with an obstacle has no packets there, so while a peer asks for a channel it is looked at by the clock.
+    /// </summary>
+    private void KeepLooking()
+    {
+        if (_vifs.Ports.Any(p => p.Obstacle is not null && _channels.Uses(p.Vif)))
+        {
+            _vifs.LookSoon();
+        }
+        else if (_channels.Count > 0 && !_vifs.WillLook)
+        {
+            _loop.TellOfTraffic();
         }
     }
 
@@ -350,6 +378,7 @@ internal sealed class GuestRole : IRole
         {
             if (_introductions.Peers.TryGetValue(key, out Introduction peer) && peer.Call != 0)
             {
+                _ = _vifs.LookNow(now);
                 _channels.Open(key, peer.Mac, _vifs.Current(key.Vif), now)?.Turn(now);
             }
         }
@@ -363,9 +392,10 @@ internal sealed class GuestRole : IRole
         {
             if (key.Vif == demand.Vif && peer.Mac.Bits == demand.Address && _vifs.Current(key.Vif) is { } port)
             {
-                if (_channels.Open(key, peer.Mac, port, now, Math.Max(demand.PacketsBefore, (uint)_settings.PacketsPerSecond)) is { } channel)
+                _ = _vifs.LookNow(now);
+                if (port.Obstacle is null && _channels.Open(key, peer.Mac, port, now, Math.Max(demand.PacketsBefore, (uint)_settings.PacketsPerSecond)) is { } channel)
                 {
-                    channel.Demand();
+                    channel.Demand(now);
                     channel.Turn(now);
                 }
 

@@ -22,13 +22,21 @@ internal sealed class Vifs(IHypervisor hypervisor, Introductions introductions, 
     private static readonly TimeSpan _firstRetry = TimeSpan.FromSeconds(1);
     private static readonly TimeSpan _lastRetry = TimeSpan.FromMinutes(5);
 
+    // A look costs some system calls; what happens without a notification is found once in this time, while packets move.
+    private static readonly TimeSpan _lookDistance = TimeSpan.FromSeconds(1);
+
     private readonly Links _links = new();
+    private readonly TrafficControl _trafficControl = new();
+    private readonly Dictionary<int, string> _told = [];
     private readonly Dictionary<int, VifPort> _ports = [];
     private TimeSpan _retry = _firstRetry;
     private string _lastComplaint = "";
+    private Deadline _attachDue = Deadline.Never;
+    private Deadline _lookDue = Deadline.Never;
+    private TimeSpan _lookedAt;
 
     /// <summary>When <see cref="Follow"/> is due though nothing has changed.</summary>
-    public Deadline Due { get; private set; } = Deadline.Never;
+    public Deadline Due => _attachDue.Or(_lookDue);
 
     /// <summary>By their numbers.</summary>
     public IEnumerable<VifPort> Ports => _ports.Values.OrderBy(p => p.Vif);
@@ -36,25 +44,42 @@ internal sealed class Vifs(IHypervisor hypervisor, Introductions introductions, 
     /// <summary>Packets within one second to a peer that are to be reported.</summary>
     public int PacketsPerSecond { get; set; }
 
-    /// <summary>The vif, if it may have channels: it takes part, and is the one that Dom0 speaks of.</summary>
+    /// <summary>The vif, if it takes part, and is the one that Dom0 speaks of. It may have channels while it has no <see cref="VifPort.Obstacle"/>.</summary>
     public VifPort? Current(int vif) =>
         takesPart() && _ports.TryGetValue(vif, out VifPort? port) && introductions.Vifs.TryGetValue(vif, out MacAddress mac) && mac == port.Mac && port.IsInPlace
             ? port
             : null;
 
-    /// <summary>Looks again at the next turn.</summary>
-    public void LookAgain() => Due = Deadline.Now;
+    /// <summary>Looks for vifs at the next turn.</summary>
+    public void LookAgain() => _attachDue = Deadline.Now;
 
-    /// <summary>Attaches to what is introduced and there.</summary>
-    /// <returns>The vifs that were not attached to before.</returns>
-    public IReadOnlyList<int> Follow(TimeSpan now)
+    /// <summary>Looks at all that there are soon: packets move, or have a reason to.</summary>
+    public void LookSoon() => _lookDue = _lookDue.Or(Deadline.At(_lookedAt + _lookDistance));
+
+    /// <summary>A look at all that there are is due, or will be.</summary>
+    public bool WillLook => !_lookDue.IsNever;
+
+    /// <summary>Looks at all that there are, if the last look was not just now.</summary>
+    /// <returns>True when it has.</returns>
+    public bool LookNow(TimeSpan now)
     {
-        Due = Deadline.Never;
-        foreach (VifPort port in _ports.Values)
+        if (now - _lookedAt < _lookDistance)
         {
-            port.CheckPlace();
+            return false;
         }
 
+        Look(now, null);
+        return true;
+    }
+
+    /// <summary>Attaches to what is introduced and there.</summary>
+    /// <param name="changed">Indices of interfaces that have changed. See <see cref="LinkMonitor.TakeChanges"/>.</param>
+    /// <param name="now">See <see cref="Deadline"/>.</param>
+    /// <returns>The vifs that were not attached to before.</returns>
+    public IReadOnlyList<int> Follow(HashSet<int> changed, TimeSpan now)
+    {
+        _attachDue = Deadline.Never;
+        Look(now, _lookDue.IsDue(now) ? null : changed);
         List<int> added = [];
         foreach ((int vif, MacAddress mac) in introductions.Vifs)
         {
@@ -68,9 +93,10 @@ internal sealed class Vifs(IHypervisor hypervisor, Introductions introductions, 
                 // A vif that Dom0 introduces may not have its interface yet (hot-plug): the kernel tells when it has.
                 if (hypervisor.FindVifInterface(vif) is { } interfaceName)
                 {
-                    _ports[vif] = new VifPort(vif, interfaceName, mac, _links, demands);
+                    _ports[vif] = new VifPort(vif, interfaceName, mac, _links, _trafficControl, demands);
                     _retry = _firstRetry;
                     Log.Info($"vif {vif} is {interfaceName}, {mac}, divert by {_ports[vif].Divert.Rung}");
+                    Tell(_ports[vif]);
                     added.Add(vif);
                     foreach ((ChannelKey key, Introduction peer) in introductions.Peers)
                     {
@@ -84,7 +110,7 @@ internal sealed class Vifs(IHypervisor hypervisor, Introductions introductions, 
             catch (NativeException e)
             {
                 Complain($"vif {vif} stays on netfront: {e.Message}");
-                Due = Deadline.At(now + _retry);
+                _attachDue = Deadline.At(now + _retry);
                 _retry = _retry * 2 < _lastRetry ? _retry * 2 : _lastRetry;
             }
         }
@@ -103,6 +129,7 @@ internal sealed class Vifs(IHypervisor hypervisor, Introductions introductions, 
             {
                 port.Dispose();
                 _ports.Remove(port.Vif);
+                _told.Remove(port.Vif);
                 dropped = true;
             }
         }
@@ -145,7 +172,48 @@ internal sealed class Vifs(IHypervisor hypervisor, Introductions introductions, 
             port.Dispose();
         }
 
+        _trafficControl.Dispose();
         _links.Dispose();
+    }
+
+    /// <param name="now">See <see cref="Deadline"/>.</param>
+    /// <param name="changed">Look at these alone; null for all.</param>
+    private void Look(TimeSpan now, HashSet<int>? changed)
+    {
+        if (changed is null)
+        {
+            (_lookedAt, _lookDue) = (now, Deadline.Never);
+        }
+
+        foreach (VifPort port in _ports.Values)
+        {
+            if (changed is null || changed.Contains(port.Divert.InterfaceIndex) || changed.Contains(LinkMonitor.Any))
+            {
+                port.Look();
+                Tell(port);
+            }
+
+            if (changed is { Count: > 0 })
+            {
+                port.LookAtTaps(changed);
+            }
+        }
+    }
+
+    /// <summary>Each obstacle once, though it comes and goes.</summary>
+    private void Tell(VifPort port)
+    {
+        bool known = _told.TryGetValue(port.Vif, out string? told);
+        if (port.Obstacle is { } obstacle && obstacle != told)
+        {
+            _told[port.Vif] = obstacle;
+            Log.Warning($"vif {port.Vif} ({port.InterfaceName}) stays on netfront while this lasts: {obstacle}");
+        }
+        else if (port.Obstacle is null && known && told != "")
+        {
+            _told[port.Vif] = "";
+            Log.Info($"vif {port.Vif} ({port.InterfaceName}) may have channels again");
+        }
     }
 
     /// <summary>Counts the packets to a peer, if its vif's interface is there: else that comes later.</summary>

@@ -11,6 +11,9 @@ internal enum ChannelPhase
     Connected,
     Closing,
     Closed,
+
+    /// <summary>No channel for now, and why not: the side that says this takes it back when there may be one again.</summary>
+    Declined,
 }
 
 /// <summary>
@@ -30,7 +33,7 @@ internal readonly record struct ChannelMessage(
         {
             ChannelPhase.Listening => string.Create(CultureInfo.InvariantCulture, $"{head} {Offer} {GrantReference} {Port}"),
             ChannelPhase.Connected when Offer.Version != 0 => $"{head} {Offer}",
-            ChannelPhase.Closed => $"{head} {Reason}",
+            ChannelPhase.Closed or ChannelPhase.Declined => $"{head} {Reason}",
             _ => head,
         };
     }
@@ -62,6 +65,8 @@ internal readonly record struct ChannelMessage(
                 return new ChannelMessage(ChannelPhase.Closing, session);
             case "closed":
                 return new ChannelMessage(ChannelPhase.Closed, session, Reason: string.Join(' ', fields[2..]));
+            case "declined":
+                return new ChannelMessage(ChannelPhase.Declined, session, Reason: string.Join(' ', fields[2..]));
             default:
                 return null;
         }
@@ -73,6 +78,7 @@ internal readonly record struct ChannelMessage(
         ChannelPhase.Connected => "connected",
         ChannelPhase.Closing => "closing",
         ChannelPhase.Calling => "calling",
+        ChannelPhase.Declined => "declined",
         _ => "closed",
     };
 }

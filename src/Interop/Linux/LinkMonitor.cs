@@ -1,24 +1,32 @@
+using System.Buffers.Binary;
 using Tmds.Linux;
 using static XenLoop.Interop.Errno;
 
 namespace XenLoop.Interop.Linux;
 
 /// <summary>
-/// Tells that some interface of the network namespace came, went or changed (rtnetlink(7), RTMGRP_LINK). It does not say
-/// which: who cares looks at all. Belongs to the namespace of the thread that opened it.
+/// Tells which interfaces of the network namespace came, went or changed (rtnetlink(7), RTMGRP_LINK), if wanted with what hangs on
+/// them of traffic control: who cares looks at these. Belongs to the namespace of the thread that opened it.
 /// </summary>
 internal sealed unsafe class LinkMonitor : IDisposable
 {
     private const uint RTMGRP_LINK = 1;
+    private const uint RTMGRP_TC = 8;
+    // Behind the header, in struct ifinfomsg and in struct tcmsg alike.
+    private const int InterfaceOffset = 20;
+
+    /// <summary>In the place of an interface's index: so much has changed that the kernel did not say what.</summary>
+    public const int Any = 0;
 
     private readonly SafeFd _fd;
     private readonly byte[] _buffer = new byte[4096];
 
+    /// <param name="trafficControl">Qdiscs and filters count as well.</param>
     /// <exception cref="NativeException">The kernel gives no netlink socket.</exception>
-    public LinkMonitor()
+    public LinkMonitor(bool trafficControl = false)
     {
         _fd = NetlinkSocket.Open(LibC.SOCK_NONBLOCK);
-        sockaddr_nl address = new() { nl_family = (ushort)LibC.AF_NETLINK, nl_groups = RTMGRP_LINK };
+        sockaddr_nl address = new() { nl_family = (ushort)LibC.AF_NETLINK, nl_groups = RTMGRP_LINK | (trafficControl ? RTMGRP_TC : 0) };
         if (LibC.bind(_fd.Number, (sockaddr*)&address, sizeof(sockaddr_nl)) < 0)
         {
             int errno = LibC.errno;
@@ -31,19 +39,25 @@ internal sealed unsafe class LinkMonitor : IDisposable
     public int FileDescriptor => _fd.Number;
 
     /// <summary>True when anything changed since the last call.</summary>
-    public bool TakeChanges()
+    /// <param name="changed">Gets the indices of the interfaces that did, and <see cref="Any"/>.</param>
+    public bool TakeChanges(HashSet<int>? changed = null)
     {
-        bool changed = false;
+        bool some = false;
         fixed (byte* pointer = _buffer)
         {
-            // Messages that do not fit are cut, which is as well: only that there was one counts. ENOBUFS: there were too many.
-            while ((long)LibC.recv(_fd.Number, pointer, _buffer.Length, 0) >= 0 || LibC.errno == ENOBUFS)
+            while (true)
             {
-                changed = true;
+                // One message each. Those that do not fit are cut, which is as well: their beginning says enough.
+                long length = LibC.recv(_fd.Number, pointer, _buffer.Length, 0);
+                if (length < 0 && LibC.errno != ENOBUFS)
+                {
+                    return some;
+                }
+
+                some = true;
+                changed?.Add(length >= InterfaceOffset + sizeof(int) ? BinaryPrimitives.ReadInt32LittleEndian(_buffer.AsSpan(InterfaceOffset)) : Any);
             }
         }
-
-        return changed;
     }
 
     public void Dispose() => _fd.Dispose();

@@ -21,11 +21,26 @@ internal enum LinkFlags : uint
 /// <summary>What the kernel says of an interface.</summary>
 internal sealed record LinkInfo(int Index, string Name, MacAddress Mac, int Mtu, int QueueLength, LinkFlags Flags, string Qdisc)
 {
+    /// <summary>Index of what the interface is a port of; 0 for nothing.</summary>
+    public int Master { get; init; }
+
+    /// <summary>How large super-packets may be that are handed to the interface.</summary>
+    public GsoLimits Gso { get; init; }
+
+    /// <summary>The XDP program in the interface's driver or device; 0 for none. One that runs in the network layer (generic) is none.</summary>
+    public uint NativeXdpProgram { get; init; }
+
     public bool IsUp => (Flags & LinkFlags.IFF_UP) != 0;
 
     /// <summary>Up, and the cable is plugged in.</summary>
     public bool HasCarrier => (Flags & LinkFlags.IFF_LOWER_UP) != 0;
 }
+
+/// <summary>Limits of super-packets (ip-link(8)).</summary>
+/// <param name="MaxSize">gso_max_size, bytes.</param>
+/// <param name="MaxSegments">gso_max_segs.</param>
+/// <param name="IPv4MaxSize">gso_ipv4_max_size, bytes; 0 where the kernel has one for both (before Linux 6.3).</param>
+internal readonly record struct GsoLimits(uint MaxSize, uint MaxSegments, uint IPv4MaxSize);
 
 /// <summary>What an interface is a port of.</summary>
 /// <param name="Name">Of the master: a bridge, or another switch (Open vSwitch has one for all its bridges).</param>
@@ -48,6 +63,15 @@ internal sealed class Links : IDisposable
     private const ushort IFLA_LINKINFO = 18;
     private const ushort IFLA_AF_SPEC = 26;
     private const ushort IFLA_EXT_MASK = 29;
+    private const ushort IFLA_GSO_MAX_SEGS = 40;
+    private const ushort IFLA_GSO_MAX_SIZE = 41;
+    private const ushort IFLA_XDP = 43;
+    private const ushort IFLA_GSO_IPV4_MAX_SIZE = 63;
+    private const ushort IFLA_XDP_ATTACHED = 2;
+    private const ushort IFLA_XDP_PROG_ID = 4;
+    private const ushort IFLA_XDP_DRV_PROG_ID = 5;
+    private const ushort IFLA_XDP_HW_PROG_ID = 7;
+    private const byte XDP_ATTACHED_SKB = 2;
     private const ushort IFLA_INFO_KIND = 1;
     private const ushort IFLA_BRIDGE_VLAN_INFO = 2;
     private const ushort BRIDGE_VLAN_INFO_PVID = 1 << 1;
@@ -154,6 +178,23 @@ internal sealed class Links : IDisposable
         _socket.Request(message, "RTM_NEWLINK(IFLA_TXQLEN)", $"interface {index}");
     }
 
+    /// <exception cref="NativeException">EINVAL: larger than the interface takes.</exception>
+    public void SetGsoLimits(int index, in GsoLimits limits)
+    {
+        NetlinkMessage message = BeginChangeLink(index);
+        message.Attribute(IFLA_GSO_MAX_SIZE, limits.MaxSize);
+        message.Attribute(IFLA_GSO_MAX_SEGS, limits.MaxSegments);
+        if (limits.IPv4MaxSize != 0)
+        {
+            message.Attribute(IFLA_GSO_IPV4_MAX_SIZE, limits.IPv4MaxSize);
+        }
+        _socket.Request(message, "RTM_NEWLINK(IFLA_GSO_MAX_SIZE)", $"interface {index}");
+    }
+
+    /// <summary>What an administrator has taken from the interface, of what it could do (ethtool -K).</summary>
+    /// <exception cref="NativeException">There is no such interface.</exception>
+    public LinkFeatures FeaturesSwitchedOff(string name) => Ethtool.FeaturesSwitchedOff(_socket.FileDescriptor, name);
+
     /// <summary>The interface gets no IPv6 link-local address by itself. To be called before it is up. Nothing to do where IPv6 is off.</summary>
     public void DisableAddressGeneration(int index)
     {
@@ -213,6 +254,8 @@ internal sealed class Links : IDisposable
         MacAddress mac = default;
         int mtu = 0;
         int queueLength = 0;
+        int master = 0;
+        uint gsoSize = 0, gsoSegments = 0, gsoIPv4Size = 0, xdp = 0;
         NetlinkAttributes attributes = new(payload[Unsafe.SizeOf<ifinfomsg>()..]);
         while (attributes.MoveNext())
         {
@@ -220,6 +263,21 @@ internal sealed class Links : IDisposable
             {
                 case IFLA_IFNAME:
                     name = attributes.Text;
+                    break;
+                case IFLA_MASTER:
+                    master = BinaryPrimitives.ReadInt32LittleEndian(attributes.Data);
+                    break;
+                case IFLA_GSO_MAX_SIZE:
+                    gsoSize = BinaryPrimitives.ReadUInt32LittleEndian(attributes.Data);
+                    break;
+                case IFLA_GSO_MAX_SEGS:
+                    gsoSegments = BinaryPrimitives.ReadUInt32LittleEndian(attributes.Data);
+                    break;
+                case IFLA_GSO_IPV4_MAX_SIZE:
+                    gsoIPv4Size = BinaryPrimitives.ReadUInt32LittleEndian(attributes.Data);
+                    break;
+                case IFLA_XDP:
+                    xdp = ReadNativeXdp(attributes.Data);
                     break;
                 case IFLA_ADDRESS when attributes.Data.Length == MacAddress.Length:
                     mac = MacAddress.Read(attributes.Data);
@@ -237,7 +295,38 @@ internal sealed class Links : IDisposable
                     break;
             }
         }
-        return new LinkInfo(info.ifi_index, name, mac, mtu, queueLength, (LinkFlags)info.ifi_flags, qdisc);
+        return new LinkInfo(info.ifi_index, name, mac, mtu, queueLength, (LinkFlags)info.ifi_flags, qdisc)
+        {
+            Master = master,
+            Gso = new GsoLimits(gsoSize, gsoSegments, gsoIPv4Size),
+            NativeXdpProgram = xdp,
+        };
+    }
+
+    private static uint ReadNativeXdp(ReadOnlySpan<byte> data)
+    {
+        uint program = 0, native = 0;
+        byte attached = 0;
+        NetlinkAttributes attributes = new(data);
+        while (attributes.MoveNext())
+        {
+            switch (attributes.Type)
+            {
+                case IFLA_XDP_ATTACHED:
+                    attached = attributes.Data[0];
+                    break;
+                case IFLA_XDP_PROG_ID:
+                    program = BinaryPrimitives.ReadUInt32LittleEndian(attributes.Data);
+                    break;
+                case IFLA_XDP_DRV_PROG_ID or IFLA_XDP_HW_PROG_ID:
+                    native = BinaryPrimitives.ReadUInt32LittleEndian(attributes.Data);
+                    break;
+                default:
+                    break;
+            }
+        }
+        // Several programs at once (XDP_ATTACHED_MULTI) have no common number.
+        return native != 0 ? native : attached == XDP_ATTACHED_SKB ? 0 : program;
     }
 
     private static void ReadMaster(

@@ -22,12 +22,14 @@ internal static class NetlinkFlags
 }
 
 /// <summary>
-/// A socket of rtnetlink(7): one request at a time and its answer. Works on the network namespace of the thread that opened it.
+/// A socket of rtnetlink(7) or sock_diag(7): one request at a time and its answer. Works on the network namespace of the thread that opened it.
 /// Not for two threads at once.
 /// </summary>
 internal sealed unsafe class NetlinkSocket : IDisposable
 {
-    private const int NETLINK_ROUTE = 0;
+    public const int NETLINK_ROUTE = 0;
+    public const int NETLINK_SOCK_DIAG = 4;
+
     private const int NETLINK_CAP_ACK = 10;
     private const int NETLINK_EXT_ACK = 11;
 
@@ -40,24 +42,29 @@ internal sealed unsafe class NetlinkSocket : IDisposable
     private readonly byte[] _answer = new byte[32768];
     private uint _sequence;
 
+    /// <param name="protocol">NETLINK_*.</param>
     /// <exception cref="NativeException">The kernel gives no netlink socket.</exception>
-    public NetlinkSocket()
+    public NetlinkSocket(int protocol = NETLINK_ROUTE)
     {
-        _fd = Open(0);
+        _fd = Open(0, protocol);
         // Both only improve error messages: kernels that lack them (before 4.12) may say no.
         int one = 1;
         _ = LibC.setsockopt(_fd.Number, LibC.SOL_NETLINK, NETLINK_EXT_ACK, &one, sizeof(int));
         _ = LibC.setsockopt(_fd.Number, LibC.SOL_NETLINK, NETLINK_CAP_ACK, &one, sizeof(int));
     }
 
+    /// <summary>Any ioctl(2) of sockets, too, can be asked of it.</summary>
+    public int FileDescriptor => _fd.Number;
+
     /// <param name="flags">Besides SOCK_CLOEXEC.</param>
+    /// <param name="protocol">NETLINK_*.</param>
     /// <exception cref="NativeException">The kernel gives no netlink socket.</exception>
-    public static SafeFd Open(int flags)
+    public static SafeFd Open(int flags, int protocol = NETLINK_ROUTE)
     {
-        int fd = LibC.socket(LibC.AF_NETLINK, LibC.SOCK_RAW | LibC.SOCK_CLOEXEC | flags, NETLINK_ROUTE);
+        int fd = LibC.socket(LibC.AF_NETLINK, LibC.SOCK_RAW | LibC.SOCK_CLOEXEC | flags, protocol);
         return fd >= 0
             ? new SafeFd(fd)
-            : throw new NativeException("socket", "rtnetlink", LibC.errno, "AF_NETLINK must be allowed (RestrictAddressFamilies=)");
+            : throw new NativeException("socket", protocol == NETLINK_ROUTE ? "rtnetlink" : "sock_diag", LibC.errno, "AF_NETLINK must be allowed (RestrictAddressFamilies=)");
     }
 
     /// <summary>Begins a request, in the one buffer that there is: it is to be sent before the next one begins.</summary>

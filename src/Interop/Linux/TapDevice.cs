@@ -109,6 +109,18 @@ internal sealed unsafe partial class TapDevice : IDisposable
         links.SetUp(Index);
     }
 
+    /// <summary>Leaves to the kernel what another interface must not do: it fills in checksums and cuts super-packets before they are read.</summary>
+    /// <param name="off">Of the interface this one stands in for; <see cref="LinkFeatures.None"/> for all that there is.</param>
+    /// <param name="uso">As the interface was opened with.</param>
+    public void SwitchOff(LinkFeatures off, bool uso)
+    {
+        int errno = SetOffload(_fd.Number, uso, off);
+        if (errno != 0)
+        {
+            throw new NativeException("ioctl(TUNSETOFFLOAD)", Name, errno);
+        }
+    }
+
     /// <summary>Closes the descriptor and with it removes the interface.</summary>
     public void Dispose() => _fd.Dispose();
 
@@ -167,10 +179,19 @@ internal sealed unsafe partial class TapDevice : IDisposable
         return (fd, Encoding.ASCII.GetString(MemoryMarshal.CreateReadOnlySpanFromNullTerminated(request.ifr_name)));
     }
 
-    private static int SetOffload(int fd, bool uso)
+    private static int SetOffload(int fd, bool uso, LinkFeatures off = LinkFeatures.None)
     {
-        // USO4 and USO6 go together: the kernel refuses one without the other.
-        int offload = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN | (uso ? TUN_F_USO4 | TUN_F_USO6 : 0);
+        int offload = 0;
+        // Nothing is cut whose checksums are not filled in afterwards.
+        if ((off & LinkFeatures.Checksum) == 0)
+        {
+            bool tso4 = (off & LinkFeatures.Tso4) == 0, tso6 = (off & LinkFeatures.Tso6) == 0;
+            offload = TUN_F_CSUM | (tso4 ? TUN_F_TSO4 : 0) | (tso6 ? TUN_F_TSO6 : 0);
+            // The kernel takes ECN only with TSO, and of USO4 and USO6 both or none.
+            offload |= (tso4 || tso6) && (off & LinkFeatures.TsoEcn) == 0 ? TUN_F_TSO_ECN : 0;
+            offload |= uso && (off & LinkFeatures.Uso) == 0 ? TUN_F_USO4 | TUN_F_USO6 : 0;
+        }
+
         return LibC.ioctl(fd, TUNSETOFFLOAD, offload) < 0 ? LibC.errno : 0;
     }
 

@@ -79,7 +79,7 @@ internal sealed class Channel
     public bool IsFinished(TimeSpan now) => _machine.IsFinished(now);
 
     /// <summary>This side has packets for the peer: an attempt is due.</summary>
-    public void Demand() => _machine.Demand();
+    public void Demand(TimeSpan now) => _machine.Demand(now);
 
     /// <summary>Closes the channel in two phases at the next turn, if it runs.</summary>
     public void Drop(string reason) => _machine.Drop(reason);
@@ -96,7 +96,7 @@ internal sealed class Channel
     /// <param name="now">See <see cref="Deadline"/>.</param>
     public bool NeedsTurn(bool wanted, TimeSpan now)
     {
-        bool changed = _machine.Wanted != wanted;
+        bool changed = _machine.Wanted != wanted || _machine.Obstacle != _port.Obstacle;
         _machine.Wanted = wanted;
         return changed || _heard || _resources.Fault is not null || Due.IsDue(now);
     }
@@ -106,6 +106,12 @@ internal sealed class Channel
     {
         _heard = false;
         ChannelMessage? said = _node.Read();
+        _machine.Obstacle = _port.Obstacle;
+        if (said is { Phase: ChannelPhase.Declined })
+        {
+            TellDeclined(said.Value.Reason);
+        }
+
         _machine.Look(_resources.Moved, now);
         while (_machine.Decide(said, _resources.Fault, now) is { Act: not ChannelAct.None } move && Do(move, now))
         {
@@ -196,6 +202,12 @@ internal sealed class Channel
                 case ChannelAct.Release:
                     Release(move, now);
                     return true;
+                case ChannelAct.Decline:
+                    TrySay(new ChannelMessage(ChannelPhase.Declined, move.Session, Reason: move.Reason));
+                    break;
+                case ChannelAct.TakeBack:
+                    TrySay(new ChannelMessage(ChannelPhase.Closed, move.Session));
+                    break;
             }
         }
         catch (Exception e) when (ChannelFault.From(e) is not null && move.Act is ChannelAct.Call or ChannelAct.Listen or ChannelAct.Connect or ChannelAct.Accept or ChannelAct.Divert)
@@ -238,6 +250,15 @@ internal sealed class Channel
         }
 
         TrySay(new ChannelMessage(ChannelPhase.Closed, move.Session, Reason: move.Reason));
+    }
+
+    private void TellDeclined(string reason)
+    {
+        _lastComplaint = $"the peer declines: {reason}";
+        if (IsNews(_lastComplaint))
+        {
+            Log.Info($"{Key} stays on netfront: {_lastComplaint}");
+        }
     }
 
     /// <summary>False for what was logged last. Numbers make no difference: a peer can choose others each time.</summary>

@@ -62,13 +62,19 @@ internal enum ChannelAct
 
     /// <summary>Give everything back, say "closed".</summary>
     Release,
+
+    /// <summary>Say "declined".</summary>
+    Decline,
+
+    /// <summary>Say "closed" where "declined" stood.</summary>
+    TakeBack,
 }
 
 /// <summary>One move of a channel.</summary>
 /// <param name="Act">What to do.</param>
 /// <param name="Session">Of what is said with it.</param>
 /// <param name="Cause">The peer's word that it answers, if it answers one.</param>
-/// <param name="Reason">Of a <see cref="ChannelAct.Release"/>.</param>
+/// <param name="Reason">Of a <see cref="ChannelAct.Release"/> or <see cref="ChannelAct.Decline"/>.</param>
 /// <param name="Failed">A release that counts as a failure: logged as a warning, and the next attempt keeps more distance.</param>
 internal readonly record struct ChannelMove(
     ChannelAct Act, ulong Session = 0, ChannelMessage? Cause = null, string Reason = "", bool Failed = false);
@@ -91,6 +97,9 @@ internal sealed class ChannelMachine(bool listener, ushort peer, Func<ulong> new
 
     public static readonly TimeSpan DrainPoll = TimeSpan.FromMilliseconds(5);
 
+    /// <summary>What waits for a peer that declines is forgotten when no packets have asked for it for so long.</summary>
+    public static readonly TimeSpan Patience = TimeSpan.FromSeconds(30);
+
     private static readonly ChannelMove _nothing = new(ChannelAct.None);
 
     private readonly Backoff _backoff = new();
@@ -102,7 +111,11 @@ internal sealed class ChannelMachine(bool listener, ushort peer, Func<ulong> new
     private ulong _answeredCall;
     private ulong _session;
     private bool _demanded;
+    private TimeSpan _demandedAt;
     private bool _attemptDue;
+    private string? _declined;
+    private bool _peerAsks;
+    private bool _peerDeclines;
     private TimeSpan _stepSince;
     private TimeSpan _upSince;
     private string? _dropReason;
@@ -112,6 +125,9 @@ internal sealed class ChannelMachine(bool listener, ushort peer, Func<ulong> new
 
     /// <summary>False once the introduction is withdrawn: the channel closes and makes no new attempt.</summary>
     public bool Wanted { get; set; } = true;
+
+    /// <summary>What keeps packets of this side's vif on netfront for now: the channel closes, and the peer is told; null for nothing.</summary>
+    public string? Obstacle { get; set; }
 
     /// <summary>A channel that carries nothing for so long is dropped.</summary>
     public TimeSpan IdleTime { get; private set; } = TimeSpan.FromMinutes(5);
@@ -129,10 +145,16 @@ internal sealed class ChannelMachine(bool listener, ushort peer, Func<ulong> new
     public bool IsProven(TimeSpan now) => IsUp && now - _upSince > ProvenTime;
 
     /// <summary>Nobody needs it, and nothing is held any more. What failed is remembered for a while, so that the next attempt keeps its distance.</summary>
-    public bool IsFinished(TimeSpan now) => Step == ChannelStep.Waiting && (!Wanted || (!_attemptDue && _backoff.Forgotten.IsDue(now)));
+    public bool IsFinished(TimeSpan now) => Step == ChannelStep.Waiting
+        && (!Wanted
+            || (_peerDeclines ? now - _demandedAt >= Patience : !_attemptDue && !_peerAsks && _backoff.Forgotten.IsDue(now)));
 
     /// <summary>This side has packets for the peer: an attempt is due.</summary>
-    public void Demand() => _demanded = true;
+    public void Demand(TimeSpan now)
+    {
+        _demanded = true;
+        _demandedAt = now;
+    }
 
     /// <summary>Closes the channel in two phases, if it runs.</summary>
     public void Drop(string reason) => _dropReason ??= reason;
@@ -166,10 +188,27 @@ internal sealed class ChannelMachine(bool listener, ushort peer, Func<ulong> new
     /// <param name="now">See <see cref="Deadline"/>.</param>
     public ChannelMove Decide(ChannelMessage? said, ChannelFault? fault, TimeSpan now)
     {
-        // Of this session, or nothing.
-        ChannelPhase? phase = said?.Session == _session ? said?.Phase : null;
+        // Of this session, or nothing. Who declines means any.
+        bool declines = said is { Phase: ChannelPhase.Declined };
+        ChannelPhase? phase = declines || said?.Session == _session ? said?.Phase : null;
         switch (Step)
         {
+            case ChannelStep.Waiting when Wanted && Obstacle is not null:
+                // Who does not ask need not know.
+                return said is not null && Obstacle != _declined ? new(ChannelAct.Decline, _session, Reason: Obstacle) : _nothing;
+
+            case ChannelStep.Waiting when _declined is not null:
+                return new(ChannelAct.TakeBack, _session);
+
+            case ChannelStep.Waiting when declines:
+                return _nothing;
+
+            case ChannelStep.Calling or ChannelStep.Listening when Obstacle is not null:
+                return Release(Obstacle, failed: false);
+
+            case ChannelStep.Calling or ChannelStep.Listening when declines:
+                return Release($"the peer declines: {said!.Value.Reason}", failed: false);
+
             case ChannelStep.Waiting or ChannelStep.Calling when Wanted && Retry.IsDue(now) && CanConnect(said):
                 return VersionFault(said!.Value.Offer) is { } refusal
                     ? Release(refusal.Message, failed: true) with { Session = said.Value.Session, Cause = said }
@@ -207,8 +246,9 @@ internal sealed class ChannelMachine(bool listener, ushort peer, Func<ulong> new
             case ChannelStep.Connected or ChannelStep.Running or ChannelStep.Draining or ChannelStep.Closing when phase is null:
                 return Release("the peer's side is gone", failed: false);
 
-            case ChannelStep.Connected or ChannelStep.Running when !Wanted || _dropReason is not null || phase is ChannelPhase.Closing or ChannelPhase.Closed:
-                return new(ChannelAct.StopDiverting, _session, said, !Wanted ? "no longer introduced" : _dropReason ?? "the peer closes");
+            case ChannelStep.Connected or ChannelStep.Running when !Wanted || Obstacle is not null || _dropReason is not null
+                || phase is ChannelPhase.Closing or ChannelPhase.Closed or ChannelPhase.Declined:
+                return new(ChannelAct.StopDiverting, _session, said, !Wanted ? "no longer introduced" : Obstacle ?? _dropReason ?? "the peer closes");
 
             case ChannelStep.Draining:
                 return new(
@@ -217,7 +257,7 @@ internal sealed class ChannelMachine(bool listener, ushort peer, Func<ulong> new
                     : ChannelAct.DrainTap,
                     _session);
 
-            case ChannelStep.Closing when phase == ChannelPhase.Closed
+            case ChannelStep.Closing when phase is ChannelPhase.Closed or ChannelPhase.Declined
                 // The connector owns no memory: once the listener has stopped producing, it may drain and go.
                 || (!listener && phase == ChannelPhase.Closing)
                 || fault is not null
@@ -254,6 +294,12 @@ internal sealed class ChannelMachine(bool listener, ushort peer, Func<ulong> new
         {
             End(move.Failed, now);
         }
+        else if (move.Act is ChannelAct.Decline or ChannelAct.TakeBack)
+        {
+            // Packets that ask for the channel will ask again.
+            _demanded &= move.Act == ChannelAct.TakeBack;
+            _declined = move.Act == ChannelAct.Decline ? move.Reason : null;
+        }
         else if (next == ChannelStep.Running)
         {
             _upSince = now;
@@ -284,9 +330,16 @@ internal sealed class ChannelMachine(bool listener, ushort peer, Func<ulong> new
     /// <param name="now">See <see cref="Deadline"/>.</param>
     public void Settle(ChannelMessage? said, TimeSpan now)
     {
-        _attemptDue = Step == ChannelStep.Waiting && Wanted && (_demanded || IsCalled(said) || CanConnect(said));
+        bool waits = Step == ChannelStep.Waiting && Wanted;
+        // While one declines, the other's asking does not count: two that decline forget each other.
+        bool declines = said is { Phase: ChannelPhase.Declined };
+        _peerDeclines = waits && declines && Obstacle is null;
+        _peerAsks = waits && Obstacle is not null && said is not null && !declines;
+        _attemptDue = waits && !declines && Obstacle is null && (_demanded || IsCalled(said) || CanConnect(said));
         Due = Step switch
         {
+            ChannelStep.Waiting when _peerDeclines => Deadline.At(_demandedAt + Patience),
+            ChannelStep.Waiting when _peerAsks => Deadline.Never,
             ChannelStep.Waiting => _attemptDue ? Retry : _backoff.Forgotten,
             ChannelStep.Calling or ChannelStep.Listening or ChannelStep.Connected => Deadline.At(_stepSince + AnswerTime),
             ChannelStep.Running => _meter.NextLook,
@@ -329,7 +382,7 @@ internal sealed class ChannelMachine(bool listener, ushort peer, Func<ulong> new
             _backoff.Prove();
         }
 
-        bool restless = IsUp && !failed && Wanted && _dropReason is null && !IsProven(now);
+        bool restless = IsUp && !failed && Wanted && Obstacle is null && _dropReason is null && !IsProven(now);
         _backoff.Ended(failed ? ChannelEnd.Failed : restless ? ChannelEnd.Restless : ChannelEnd.Quiet, now);
         _demanded = false;
         _dropReason = null;

@@ -23,8 +23,8 @@ internal sealed class ChannelResources(ChannelContext context, ChannelKey key, V
     /// <summary>What the data thread has told of the path; null without one.</summary>
     public PathSnapshot? Snapshot => _path?.Snapshot();
 
-    /// <summary>Why the data loop gave the path up; null while it serves it, and without one.</summary>
-    public ChannelFault? Fault => ChannelFault.From(_path?.Fault);
+    /// <summary>Why the data loop gave the path up, or what somebody has done to the TAP; null while all is well, and without a path.</summary>
+    public ChannelFault? Fault => ChannelFault.From(_path?.Fault) ?? _tap?.Fault;
 
     /// <summary>Packets that passed, in both directions.</summary>
     public ulong Moved => Snapshot is { Counters: { } counters } ? counters.SentPackets + counters.ReceivedPackets : 0;
@@ -115,8 +115,12 @@ internal sealed class ChannelResources(ChannelContext context, ChannelKey key, V
             _slot = -1;
         }
 
-        _tap?.Dispose();
-        _tap = null;
+        if (_tap is not null)
+        {
+            port.CloseTap(_tap);
+            _tap = null;
+        }
+
         if (_memory is not null)
         {
             context.CheckNotResumed();

@@ -6,8 +6,8 @@ using XenLoop.Settings;
 namespace XenLoop.Guest.Channels;
 
 /// <summary>
-/// One of this guest's vifs that takes part: its interface, the divert at its egress, and the slots (liveness stamps)
-/// handed to its channels.
+/// One of this guest's vifs that takes part: its interface, the divert at its egress, what is in the way of that, and the slots (liveness
+/// stamps) and TAPs of its channels.
 /// </summary>
 internal sealed class VifPort : IDisposable
 {
@@ -15,19 +15,26 @@ internal sealed class VifPort : IDisposable
 
     private readonly bool[] _slots = new bool[GuestSettings.MostChannels];
     private readonly Links _links;
+    private readonly TrafficControl _trafficControl;
+    private readonly EgressObstacles _obstacles;
+    private readonly List<ChannelTap> _taps = [];
+    private LinkSettings _settings;
 
-    public VifPort(int vif, string interfaceName, MacAddress mac, Links links, BpfRingBuffer demands)
+    public VifPort(int vif, string interfaceName, MacAddress mac, Links links, TrafficControl trafficControl, BpfRingBuffer demands)
     {
         Vif = vif;
         InterfaceName = interfaceName;
         Mac = mac;
-        _links = links;
+        (_links, _trafficControl) = (links, trafficControl);
+        _obstacles = new EgressObstacles(trafficControl);
         Divert = VifDivert.Attach(interfaceName, mac, GuestSettings.MostChannels, vif, demands);
+        Look();
     }
 
     public int Vif { get; }
 
-    public string InterfaceName { get; }
+    /// <summary>As it is called now.</summary>
+    public string InterfaceName { get; private set; }
 
     /// <summary>The MAC address the toolstack gave the vif, by which peers know it.</summary>
     public MacAddress Mac { get; }
@@ -37,8 +44,47 @@ internal sealed class VifPort : IDisposable
     /// <summary>False when the interface went away, though there may be another in its place.</summary>
     public bool IsInPlace { get; private set; } = true;
 
-    /// <summary>Looks whether the interface is still there. To be called when links have changed.</summary>
-    public void CheckPlace() => IsInPlace = _links.FindLink(InterfaceName)?.Index == Divert.InterfaceIndex;
+    /// <summary>Why no packet of the interface may be diverted now, though all is well with its vif; null for no reason.</summary>
+    public string? Obstacle { get; private set; }
+
+    /// <summary>Looks at the interface and at what is around it: is it still there, is there an obstacle, are its settings others?</summary>
+    public void Look()
+    {
+        LinkInfo? link = _links.FindLink(Divert.InterfaceIndex);
+        IsInPlace = link is not null;
+        if (link is null)
+        {
+            return;
+        }
+
+        InterfaceName = link.Name;
+        try
+        {
+            Obstacle = FindObstacle(link);
+            Follow(LinkSettings.Of(link, _links));
+        }
+        catch (NativeException e)
+        {
+            Obstacle = e.Message;
+        }
+    }
+
+    /// <summary>Looks at the TAPs of these indices, and at all of them for <see cref="LinkMonitor.Any"/>.</summary>
+    /// <returns>True when one of them has a fault.</returns>
+    public bool LookAtTaps(HashSet<int> changed)
+    {
+        bool faults = false;
+        foreach (ChannelTap tap in _taps)
+        {
+            if (changed.Contains(LinkMonitor.Any) || changed.Contains(tap.Device.Index))
+            {
+                tap.Check(_links, _trafficControl, _obstacles);
+                faults |= tap.Fault is not null;
+            }
+        }
+
+        return faults;
+    }
 
     /// <summary>A free slot, or -1.</summary>
     public int TakeSlot()
@@ -54,33 +100,61 @@ internal sealed class VifPort : IDisposable
 
     public void ReturnSlot(int slot) => _slots[slot] = false;
 
-    /// <summary>The TAP of one channel: up, silent, its input re-injected at the vif's ingress.</summary>
+    /// <summary>The TAP of one channel: up, silent, with the settings of the vif's interface, its input re-injected at the vif's ingress.</summary>
     public ChannelTap OpenTap(string name, bool uso)
     {
-        LinkInfo link = _links.FindLink(InterfaceName)
-            ?? throw new NativeException("RTM_GETLINK", InterfaceName, Errno.ENODEV);
-        TapDevice tap = TapDevice.Open(name, uso);
+        TapDevice device = TapDevice.Open(name, uso);
         try
         {
-            tap.BringUp(_links, link.Mtu, TapQueueLength);
-            return new ChannelTap(tap, Divert.AttachReinjection(tap));
+            device.BringUp(_links, _settings.Mtu, TapQueueLength);
+            LinkSettings made = LinkSettings.Of(_links.FindLink(device.Index)!, _links) with { Off = LinkFeatures.None };
+            ChannelTap tap = new(device, uso, made, Divert.AttachReinjection(device));
+            _taps.Add(tap);
+            tap.Apply(_links, _settings);
+            tap.Remember(_trafficControl);
+            return tap;
         }
         catch
         {
-            tap.Dispose();
+            _taps.RemoveAll(t => t.Device == device);
+            device.Dispose();
             throw;
         }
     }
 
-    public void Dispose() => Divert.Dispose();
-}
-
-/// <summary>A TAP, and what re-injects its input.</summary>
-internal sealed record ChannelTap(TapDevice Device, IDisposable Reinjection) : IDisposable
-{
-    public void Dispose()
+    public void CloseTap(ChannelTap tap)
     {
-        Reinjection.Dispose();
-        Device.Dispose();
+        _taps.Remove(tap);
+        tap.Dispose();
+    }
+
+    public void Dispose() => Divert.Dispose();
+
+    private string? FindObstacle(LinkInfo link)
+    {
+        string? why = !link.IsUp ? $"{link.Name} is down"
+            : !link.HasCarrier ? $"{link.Name} has no carrier"
+            : link.Mac != Mac ? $"{link.Name} has the MAC address {link.Mac}, and its backend knows it as {Mac}"
+            : null;
+        if (why is not null)
+        {
+            return why;
+        }
+
+        return (Divert.Secure() ?? _obstacles.Find(link)) is { } passedBy ? $"{passedBy} would not meet what is diverted" : null;
+    }
+
+    private void Follow(in LinkSettings settings)
+    {
+        if (settings == _settings)
+        {
+            return;
+        }
+
+        _settings = settings;
+        foreach (ChannelTap tap in _taps)
+        {
+            tap.Apply(_links, settings);
+        }
     }
 }
