@@ -61,4 +61,27 @@ public class DaemonResourceTests
             Assert.All([lab[a], lab[b]], d => Assert.InRange(DaemonLab.ResidentKiB(d), 0, 8 * 1024));
         }
     }
+
+    [Fact]
+    public async Task A_hundred_round_trips_a_second_cost_hardly_more_than_where_nothing_spins()
+    {
+        double byEvent = await CostAsync("event"), adaptive = await CostAsync("adaptive");
+        // Of a processor, for both guests together. The kernel counts in ticks of 10 ms, of 4 s: a 400th for each daemon.
+        Assert.InRange(adaptive, 0, byEvent + 0.02 + 0.01);
+
+        static async Task<double> CostAsync(string mode)
+        {
+            await using DaemonLab lab = await DaemonLab.StartAsync();
+            LabGuest a = await lab.Host.AddGuestAsync("a"), b = await lab.Host.AddGuestAsync("b");
+            lab.Start(a, "--mode", mode);
+            lab.Start(b, "--mode", mode);
+            await lab.ChannelUpAsync(a, b);
+            TimeSpan before = Both();
+            Stopwatch elapsed = Stopwatch.StartNew();
+            await Ping.MustAsync(a, b, count: 400); // 10 ms apart
+            return (Both() - before) / elapsed.Elapsed;
+
+            TimeSpan Both() => DaemonLab.ProcessorTime(lab[a]) + DaemonLab.ProcessorTime(lab[b]);
+        }
+    }
 }

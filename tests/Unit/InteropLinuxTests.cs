@@ -278,4 +278,30 @@ public sealed class InteropLinuxTests
         public ulong First;
         public fixed byte Rest[56];
     }
+
+    [Theory]
+    [InlineData("0.20 0.18 0.12 1/80 11206\n", 1)]
+    [InlineData("24.63 24.42 18.70 27/518 24927\n", 27)]
+    [InlineData("0.20 0.18 0.12 ", 0)]
+    [InlineData("0.20 0.18 0.12 x/80 11206\n", 0)]
+    [InlineData("", 0)]
+    public void Runnable_threads_are_read_from_the_load_average(string text, int runnable) =>
+        Assert.Equal(runnable, Scheduling.ParseRunnable(System.Text.Encoding.ASCII.GetBytes(text)));
+
+    [Fact]
+    public void Runnable_threads_are_those_of_now()
+    {
+        using CancellationTokenSource stop = new();
+        Thread[] busy = [.. Enumerable.Range(0, 8).Select(_ => new Thread(() =>
+        {
+            while (!stop.IsCancellationRequested)
+            {
+            }
+        }))];
+        Assert.InRange(Scheduling.Runnable(), 1, int.MaxValue);
+        Array.ForEach(busy, t => t.Start());
+        Assert.True(SpinWait.SpinUntil(() => Scheduling.Runnable() > 8, TimeSpan.FromSeconds(10)));
+        stop.Cancel();
+        Array.ForEach(busy, t => t.Join());
+    }
 }

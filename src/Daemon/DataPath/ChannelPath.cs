@@ -38,7 +38,7 @@ internal sealed unsafe class ChannelPath
     private const uint SmallestRecord = RingRecord.HeaderBytes + HeaderBytes;
 
     // A peer that leaves something in its ring for so long is stuck, and traffic goes by netfront until it has caught up.
-    private static readonly long _stallTicks = Stopwatch.Frequency * 150 / 1000;
+    private const int StallMilliseconds = 150;
 
     // More events than this in a second without a record behind them is an attack on our CPU.
     private const int MaxIdleEventsPerSecond = 1024;
@@ -58,13 +58,17 @@ internal sealed unsafe class ChannelPath
     private bool _owesEvent;
     private uint _bytesSinceOwed;
     private ulong _progressAtEvent;
+    private bool _eventTaken;
     private int _idleEvents;
     private long _idleEventsSince = Stopwatch.GetTimestamp();
     private PathCounters _counters;
     private Exception? _fault;
 
     /// <summary>Bytes that the last pump took from the ring.</summary>
-    public uint LastBurstBytes { get; private set; }
+    public uint ReceivedBurstBytes { get; private set; }
+
+    /// <summary>Bytes that the last pump put into the other.</summary>
+    public uint SentBurstBytes { get; private set; }
 
     public ChannelPath(TapDevice tap, EventChannel events, RingProducer transmit, RingConsumer receive, byte* peerAlive,
         LivenessStamp stamp, MacAddress own, MacAddress peer)
@@ -114,10 +118,18 @@ internal sealed unsafe class ChannelPath
     /// <summary>Epoll reported the TAP readable.</summary>
     public void TapReadable() => _tapReady = true;
 
-    /// <summary>An event arrived. Events without records are counted, and bounded.</summary>
+    /// <summary>
+    /// An event arrived. It is acknowledged before the next sleep and not now: until then none is needed, and what it announces need not
+    /// wait for the two system calls. Events without records are counted, and bounded.
+    /// </summary>
     public void EventArrived()
     {
-        Events.Acknowledge();
+        if (_eventTaken)
+        {
+            return;
+        }
+
+        _eventTaken = true;
         // Behind an honest event there is a record or space, though it may have been found before the event came. With a
         // full ring as well: a peer that takes nothing has no reason to wake us.
         _ = _transmit.HasOutstanding();
@@ -149,6 +161,7 @@ internal sealed unsafe class ChannelPath
         // once. The stamp tells, without a system call: since the read that found the TAP empty, it is set by the first
         // packet diverted. (One that slips in between that read and the clearing of the stamp is epoll's to report.)
         _tapReady |= received && _stamp.Value != 0;
+        SentBurstBytes = 0;
         bool sent = _tapReady && Transmit();
         if (received | sent)
         {
@@ -169,8 +182,20 @@ internal sealed unsafe class ChannelPath
     }
 
     /// <summary>Asks the peer for the events needed to sleep. False: there is work, do not sleep.</summary>
+    /// <exception cref="PeerGoneException">The peer's daemon died.</exception>
     public bool Arm()
     {
+        if (_eventTaken)
+        {
+            _eventTaken = false;
+            Events.Acknowledge();
+            // The notice of its death may have been taken with this one.
+            if (PeerDied)
+            {
+                throw new PeerGoneException();
+            }
+        }
+
         if (_full)
         {
             if (!_transmit.ArmSpace())
@@ -196,9 +221,9 @@ internal sealed unsafe class ChannelPath
 
     /// <summary>
     /// Before a sleep: true while the peer has records it has not taken, so that the sleep must be bounded. Diverts
-    /// stop while the peer takes nothing at all for <see cref="_stallTicks"/>, and resume when it has caught up.
+    /// stop while the peer takes nothing at all for <see cref="StallMilliseconds"/>, and resume when it has caught up.
     /// </summary>
-    public bool AwaitsPeer(long now)
+    public bool AwaitsPeer()
     {
         if (!_transmit.HasOutstanding())
         {
@@ -207,13 +232,15 @@ internal sealed unsafe class ChannelPath
             return false;
         }
 
+        // Precise enough, and no system call (IdleClock).
+        long now = Environment.TickCount64;
         if (_progressSince == 0 || _transmit.Consumed != _progressAt)
         {
             _progressAt = _transmit.Consumed;
             _progressSince = now;
             Resume();
         }
-        else if (!_stalled && now - _progressSince > _stallTicks)
+        else if (!_stalled && now - _progressSince > StallMilliseconds)
         {
             _stalled = true;
             _stamp.Block();
@@ -308,6 +335,7 @@ internal sealed unsafe class ChannelPath
             _stamp.Clear();
         }
 
+        SentBurstBytes = bytes;
         Owe(_transmit.Publish(), bytes);
         return packets > 0;
     }
@@ -368,7 +396,7 @@ internal sealed unsafe class ChannelPath
             bytes += length;
         }
 
-        LastBurstBytes = bytes;
+        ReceivedBurstBytes = bytes;
         Owe(_receive.Publish(), bytes);
         return packets > 0;
     }

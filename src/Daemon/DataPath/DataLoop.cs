@@ -1,4 +1,3 @@
-using System.Diagnostics;
 using Tmds.Linux;
 using XenLoop.Interop;
 using XenLoop.Interop.Linux;
@@ -43,7 +42,7 @@ internal sealed unsafe class DataLoop : IDisposable
     public DataLoop(IdleMode mode, int capacity, EventFd faults)
     {
         _byId = new ChannelPath?[capacity];
-        _idle = new IdleStrategy(mode, Environment.ProcessorCount);
+        _idle = new IdleStrategy(mode);
         _faults = faults;
         _epoll.Add(_wake.FileDescriptor, EpollEvents.EPOLLIN, WakeToken);
         // A small stack: the loop is shallow, and resident memory counts in minimal guests.
@@ -147,16 +146,20 @@ internal sealed unsafe class DataLoop : IDisposable
             }
 
             bool worked = false;
+            uint received = 0;
+            uint sent = 0;
             foreach (ChannelPath path in _paths)
             {
                 _current = path;
                 worked |= path.Pump();
-                _weight.Received(path.LastBurstBytes);
+                _weight.Received(path.ReceivedBurstBytes);
+                received += path.ReceivedBurstBytes;
+                sent += path.SentBurstBytes;
             }
 
             if (worked)
             {
-                _idle.Worked();
+                _idle.Worked(received, sent);
                 if (Volatile.Read(ref _tellOfTraffic))
                 {
                     Volatile.Write(ref _tellOfTraffic, false);
@@ -177,7 +180,7 @@ internal sealed unsafe class DataLoop : IDisposable
 
                 if (++turns % TurnsPerGlance == 0)
                 {
-                    BoundedByPeers(Stopwatch.GetTimestamp());
+                    _ = BoundedByPeers();
                     Wait(events, 0);
                 }
 
@@ -189,9 +192,9 @@ internal sealed unsafe class DataLoop : IDisposable
                 continue;
             }
 
-            long start = Stopwatch.GetTimestamp();
-            Wait(events, BoundedByPeers(start) ? AwaitPeerMilliseconds : -1);
-            _idle.Slept(Stopwatch.GetTimestamp() - start);
+            _idle.FallsAsleep();
+            Wait(events, BoundedByPeers() ? AwaitPeerMilliseconds : -1);
+            _idle.Slept();
             foreach (ChannelPath path in _paths)
             {
                 path.Disarm();
@@ -211,13 +214,13 @@ internal sealed unsafe class DataLoop : IDisposable
         return idle;
     }
 
-    private bool BoundedByPeers(long now)
+    private bool BoundedByPeers()
     {
         bool bounded = false;
         foreach (ChannelPath path in _paths)
         {
             _current = path;
-            bounded |= path.AwaitsPeer(now);
+            bounded |= path.AwaitsPeer();
         }
 
         return bounded;
