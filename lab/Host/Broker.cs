@@ -182,6 +182,15 @@ internal sealed class Broker : IDisposable
                 EndShare(client, share, runNotice: true);
                 Reply(client, default);
                 break;
+            case LabOperation.SetNotice when client.Shares.TryGetValue(request.Argument, out Share? shared):
+                Notice? notice = MakeNotice(client, request);
+                shared.Notice?.Pair.Release();
+                shared.Notice = notice;
+                Reply(client, default);
+                break;
+            case LabOperation.IsDomainAlive:
+                Reply(client, new() { Value = _domains.ContainsKey((ushort)request.Peer) ? 1u : 0u });
+                break;
             case LabOperation.Map when references.Length == request.Count && references.Length > 0:
                 Map(client, request, references);
                 break;
@@ -468,7 +477,7 @@ internal sealed class Broker : IDisposable
 
         public uint[] References { get; } = references;
 
-        public Notice? Notice { get; } = notice;
+        public Notice? Notice { get; set; } = notice;
 
         /// <summary>Mapped pages, each as often as it is mapped.</summary>
         public int Mapped { get; set; }

@@ -34,6 +34,16 @@ internal sealed class XenStoreServer : IAsyncDisposable
     /// <summary>Looks on, if given. It is called with the lock held.</summary>
     public RequestObserver? Observer { get; set; }
 
+    /// <summary>
+    /// As oxenstored (XCP-ng) does it: it knows no directory in parts, and what is too long for a message it refuses a guest, but sends
+    /// whole to who comes by the socket: libxenstore gives the connection up.
+    /// </summary>
+    public bool IsOxenstored
+    {
+        get => !_tree.NamesCount;
+        set => _tree.NamesCount = !value;
+    }
+
     /// <summary>How long each request waits for its turn: a busy xenstored. No connection waits for another's requests.</summary>
     public TimeSpan Delay { get; set; }
 
@@ -338,14 +348,14 @@ internal sealed class XenStoreServer : IAsyncDisposable
         {
             case XenStoreMessage.Directory:
                 XenStoreNode directory = tree.Read(domid, OnePath(connection, payload));
-                if (directory.ChildBytes > XenStoreHeader.PayloadMax)
+                if (directory.ChildBytes > XenStoreHeader.PayloadMax && (!IsOxenstored || domid != 0))
                 {
                     throw new XenStoreRefusal("E2BIG");
                 }
 
                 Send(connection, request, string.Concat(directory.Children.Keys.Select(name => name + '\0')));
                 break;
-            case XenStoreMessage.DirectoryPart:
+            case XenStoreMessage.DirectoryPart when !IsOxenstored:
                 Send(connection, request, DirectoryPart(connection, payload, tree));
                 break;
             case XenStoreMessage.Read:

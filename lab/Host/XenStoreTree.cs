@@ -93,7 +93,11 @@ internal sealed class XenStoreTree
         _generation = other._generation;
         _nodes = new(other._nodes);
         _domains = other._domains;
+        NamesCount = other.NamesCount;
     }
+
+    /// <summary>The names of its children count for a node's size. Not in oxenstored, where a directory can be of any length.</summary>
+    public bool NamesCount { get; set; } = true;
 
     /// <summary>What has changed and not been told yet, in order; whoever tells empties it.</summary>
     public List<XenStoreChange> Changes { get; } = [];
@@ -393,9 +397,9 @@ internal sealed class XenStoreTree
 
     private void Account(ushort owner, int nodes) => _nodes[owner] = _nodes.GetValueOrDefault(owner) + nodes;
 
-    private static void CheckSize(ushort caller, XenStoreNode node)
+    private void CheckSize(ushort caller, XenStoreNode node)
     {
-        int size = EntryHeader + (EntryPermission * node.Permissions.Length) + node.Value.Length + node.ChildBytes;
+        int size = EntryHeader + (EntryPermission * node.Permissions.Length) + node.Value.Length + (NamesCount ? node.ChildBytes : 0);
         if (caller != 0 && size >= EntrySizeMax)
         {
             throw new XenStoreRefusal("ENOSPC");

@@ -117,6 +117,14 @@ internal sealed unsafe class LabHypervisor : IHypervisor, IGrantTable, IEventCha
         }
     }
 
+    public bool IsDomainAlive(ushort domid)
+    {
+        lock (_lock)
+        {
+            return Call("is domain alive", $"domain {domid}", new() { Operation = LabOperation.IsDomainAlive, Peer = domid }).Value != 0;
+        }
+    }
+
     /// <summary>Drops the connection: whatever is still open ends as at the death of the process, death notices included.</summary>
     public void Dispose()
     {
@@ -199,6 +207,16 @@ internal sealed unsafe class LabHypervisor : IHypervisor, IGrantTable, IEventCha
             _lab = lab;
             _end = end;
             _number = number;
+        }
+
+        public override void SetDeathNotice(DeathNotice? notice)
+        {
+            lock (_lab._lock)
+            {
+                LabRequest request = new() { Operation = LabOperation.SetNotice, Argument = _number };
+                SetNotice(ref request, notice, References.Length);
+                _lab.Call("set notice", $"share {_number}", request);
+            }
         }
 
         public override void Dispose()

@@ -50,6 +50,12 @@ internal enum LabOperation : uint
 
     /// <summary>Closes port <c>Argument</c>.</summary>
     Close = 8,
+
+    /// <summary>Gives the share numbered <c>Argument</c> another death notice, or none.</summary>
+    SetNotice = 9,
+
+    /// <summary>Answers with 1 if there is a domain <c>Peer</c>, else 0.</summary>
+    IsDomainAlive = 10,
 }
 
 /// <summary>A request; <see cref="Count"/> references (32 bits each) follow.</summary>

@@ -108,7 +108,7 @@ internal static class CommandLine
     {
         using IHypervisor hypervisor = open();
         // It would not know of it.
-        ControlSocket.ThrowIfAnswered(ControlSocket.DefaultPath);
+        ControlSocket.ThrowIfAnswered(ControlSocket.ServicePath);
         using XenStore xenStore = hypervisor.OpenXenStore();
         if (hypervisor.IsControlDomain)
         {

@@ -106,7 +106,7 @@ internal static class Program
     {
         Option<string> socket = new("--socket")
         {
-            Description = "The daemon's control socket.",
+            Description = "The daemon's control socket; whoever listens there must be root.",
             DefaultValueFactory = _ => ControlSocket.DefaultPath,
         };
         System.CommandLine.Command command = new(name, description) { socket };

@@ -57,13 +57,13 @@ public sealed class DaemonConfigurationTests : IDisposable
         int refused = Refused();
         daemon.Signal(LibC.SIGHUP);
         await lab.UntilAsync("the daemon refuses the file", () => Refused() == refused + 1);
-        (int exit, string output) = await a.RunAsync($"{DaemonLab.Command} reload");
+        (int exit, string output) = await a.RunAsync($"{DaemonLab.Command} reload {DaemonLab.Socket}");
         Assert.Equal((1, $"xenloop: {_file}{Complaint}; the configuration in force stays\n"), (exit, output));
         Assert.Equal(refused + 2, Refused());
         Assert.Equal(_file, ConfigurationOf(a));
 
         File.Delete(_file);
-        (exit, output) = await a.RunAsync($"{DaemonLab.Command} reload");
+        (exit, output) = await a.RunAsync($"{DaemonLab.Command} reload {DaemonLab.Socket}");
         Assert.Equal(1, exit);
         Assert.Contains($"{_file}: there is no such file", output, StringComparison.Ordinal);
 
@@ -104,7 +104,7 @@ public sealed class DaemonConfigurationTests : IDisposable
         Assert.Equal((0, $"{_file}: nothing wrong\n"), await lab.Dom0.RunAsync($"{DaemonLab.Command} check-config {_file}"));
         File.WriteAllText(_file, Mistake);
         Assert.Equal((1, $"xenloop: {_file}{Complaint}\n"), await lab.Dom0.RunAsync($"{DaemonLab.Command} check-config {_file}"));
-        (int exit, string output) = await lab.Dom0.RunAsync($"{DaemonLab.Command} reload");
+        (int exit, string output) = await lab.Dom0.RunAsync($"{DaemonLab.Command} reload {DaemonLab.Socket}");
         Assert.Equal(1, exit);
         Assert.Contains("no daemon answers", output, StringComparison.Ordinal);
     }
@@ -159,7 +159,7 @@ public sealed class DaemonConfigurationTests : IDisposable
 
     private static async Task ReloadsAsync(LabDomain domain, string file)
     {
-        Assert.Equal((0, $"reloaded: {file}\n"), await domain.RunAsync($"{DaemonLab.Command} reload"));
+        Assert.Equal((0, $"reloaded: {file}\n"), await domain.RunAsync($"{DaemonLab.Command} reload {DaemonLab.Socket}"));
         Assert.Equal(file, JsonDocument.Parse(DaemonLab.Ask(domain, "reload")!).RootElement.GetProperty("reloaded").GetString());
     }
 

@@ -16,7 +16,7 @@ public class DaemonControlTests
         (LabGuest a, LabGuest b) = lab.Pair;
         await Ping.MustAsync(a, b, 5);
 
-        (int exit, string output) = await a.RunAsync($"{DaemonLab.Command} status");
+        (int exit, string output) = await a.RunAsync($"{DaemonLab.Command} status {DaemonLab.Socket}");
         Assert.True(exit == 0, output);
         JsonElement guest = JsonDocument.Parse(output).RootElement;
         AssertMembers(guest, "version", "pid", "mode", "garbage_collections", "resident_bytes", "role", "domid", "vifs");
@@ -37,7 +37,7 @@ public class DaemonControlTests
         Assert.Equal((1 << 20, $"xl{b.Domid}.0"), (peer.GetProperty("ring_bytes").GetInt32(), peer.GetProperty("tap").GetString()));
         Assert.InRange(peer.GetProperty("sent_packets").GetInt32(), 5, 100);
 
-        JsonElement dom0 = JsonDocument.Parse((await lab.Dom0.RunAsync($"{DaemonLab.Command} status")).Output).RootElement;
+        JsonElement dom0 = JsonDocument.Parse((await lab.Dom0.RunAsync($"{DaemonLab.Command} status {DaemonLab.Socket}")).Output).RootElement;
         AssertMembers(dom0, "version", "pid", "mode", "garbage_collections", "role", "guests");
         Assert.Equal("dom0", dom0.GetProperty("role").GetString());
         JsonElement first = dom0.GetProperty("guests")[0];
@@ -69,7 +69,7 @@ public class DaemonControlTests
         Assert.Equal("running", DaemonLab.State(a, b));
 
         await lab.StopAsync(a);
-        (int exit, string output) = await a.RunAsync($"{DaemonLab.Command} status");
+        (int exit, string output) = await a.RunAsync($"{DaemonLab.Command} status {DaemonLab.Socket}");
         Assert.Equal(1, exit);
         Assert.Contains("no daemon answers", output, StringComparison.Ordinal);
     }

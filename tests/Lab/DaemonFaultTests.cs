@@ -133,7 +133,7 @@ public class DaemonFaultTests(ITestOutputHelper output)
         bool Answered(Victim victim) =>
             lab.XenStore.Read($"{victim.Guest.Home}/data/xenloop/quiesced") is { } answer && answer == lab.XenStore.Read($"{victim.Guest.Home}/xenloop/quiesce");
 
-        static string Quiesce(LabGuest guest) => $"exec {DaemonLab.Command} quiesce {guest.Domid}";
+        static string Quiesce(LabGuest guest) => $"exec {DaemonLab.Command} quiesce {DaemonLab.Socket} {guest.Domid}";
     }
 
     [Fact]
@@ -148,7 +148,7 @@ public class DaemonFaultTests(ITestOutputHelper output)
         int nodes = lab.XenStore.Count(0).Nodes;
 
         requests.Record(lab.Dom0);
-        Assert.Equal((0, "quiesced\n"), await lab.Dom0.RunAsync($"{DaemonLab.Command} quiesce {b.Domid}"));
+        Assert.Equal((0, "quiesced\n"), await lab.Dom0.RunAsync($"{DaemonLab.Command} quiesce {DaemonLab.Socket} {b.Domid}"));
         string[] steps = requests.Stop(lab.Dom0);
         Print("Dom0", steps);
         Assert.NotNull(DaemonLab.Ask(lab.Dom0, $"resume {b.Domid}"));
@@ -159,7 +159,7 @@ public class DaemonFaultTests(ITestOutputHelper output)
         foreach (Moment moment in Moment.All(steps.Length + 1).TakeWhile(_ => done < 2))
         {
             LabProcess holder = lab.Dom0.Start("exec sleep 1000");
-            string quiesce = $"{DaemonLab.Command} quiesce --holder {holder.Pid} {b.Domid}";
+            string quiesce = $"{DaemonLab.Command} quiesce {DaemonLab.Socket} --holder {holder.Pid} {b.Domid}";
             requests.Kill(lab.Dom0, lab[lab.Dom0], moment);
             LabProcess victim = lab[lab.Dom0];
             Task<(int, string)> quiescing = lab.Dom0.RunAsync(quiesce);
@@ -262,11 +262,11 @@ public class DaemonFaultTests(ITestOutputHelper output)
         foreach (LabGuest guest in new[] { a, b })
         {
             watch.Restart();
-            Assert.Equal((0, "quiesced\n"), await lab.Dom0.RunAsync($"{DaemonLab.Command} quiesce {guest.Name}"));
+            Assert.Equal((0, "quiesced\n"), await lab.Dom0.RunAsync($"{DaemonLab.Command} quiesce {DaemonLab.Socket} {guest.Name}"));
             output.WriteLine($"quiesced within {watch.ElapsedMilliseconds} ms");
             Assert.InRange(watch.ElapsedMilliseconds, 0, 5000);
             Assert.Equal(default, lab.Host.Broker.Count(guest.Domid));
-            Assert.Equal((0, ""), await lab.Dom0.RunAsync($"{DaemonLab.Command} resume {guest.Name}"));
+            Assert.Equal((0, ""), await lab.Dom0.RunAsync($"{DaemonLab.Command} resume {DaemonLab.Socket} {guest.Name}"));
             await lab.UntilAsync("the channel is back", () => lab.IsUp(a, b));
             await lab.UsageIsAsync(a, usageA);
             await lab.UsageIsAsync(b, usageB);
@@ -275,13 +275,13 @@ public class DaemonFaultTests(ITestOutputHelper output)
         // So slow that it cannot answer in time: it says so.
         lab.XenStore.Delay = TimeSpan.FromMilliseconds(300);
         watch.Restart();
-        (int exit, string said) = await lab.Dom0.RunAsync($"{DaemonLab.Command} quiesce --timeout 1 b");
+        (int exit, string said) = await lab.Dom0.RunAsync($"{DaemonLab.Command} quiesce {DaemonLab.Socket} --timeout 1 b");
         output.WriteLine($"exit code {exit} after {watch.ElapsedMilliseconds} ms");
         Assert.True(exit == 3, said);
         Assert.InRange(watch.ElapsedMilliseconds, 1000, 8000);
         lab.XenStore.Delay = TimeSpan.FromMilliseconds(30);
-        Assert.Equal((0, "quiesced\n"), await lab.Dom0.RunAsync($"{DaemonLab.Command} quiesce b"));
-        Assert.Equal((0, ""), await lab.Dom0.RunAsync($"{DaemonLab.Command} resume b"));
+        Assert.Equal((0, "quiesced\n"), await lab.Dom0.RunAsync($"{DaemonLab.Command} quiesce {DaemonLab.Socket} b"));
+        Assert.Equal((0, ""), await lab.Dom0.RunAsync($"{DaemonLab.Command} resume {DaemonLab.Socket} b"));
         await lab.UntilAsync("the channel is back", () => lab.IsUp(a, b));
 
         Task<int> first = lab.StopAsync(a), second = lab.StopAsync(b);

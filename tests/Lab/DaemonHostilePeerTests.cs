@@ -46,6 +46,9 @@ public class DaemonHostilePeerTests(HostileLab hostile) : IClassFixture<HostileL
     private const int FirstBackoff = 220;
     private const int SecondBackoff = 470;
 
+    // The pages of a control page and two of the smallest rings.
+    private const int OneSet = 1 + (2 * 128 / 4);
+
     private readonly DaemonLab _lab = hostile.Lab;
     private readonly LabGuest _honest = hostile.Honest;
     private readonly int _pid = hostile.Lab[hostile.Honest].Pid;
@@ -133,7 +136,10 @@ public class DaemonHostilePeerTests(HostileLab hostile) : IClassFixture<HostileL
             backoff = Stopwatch.StartNew();
             peer.Say(string.Format(null, answer, session.ToString("x16", null)));
             await _lab.UntilAsync("the listener gives up", () => peer.OtherClosed);
-            Assert.Equal(default, _lab.Host.Broker.Count(_honest.Domid));
+            // It cannot know that the peer has mapped nothing.
+            BrokerUsage usage = _lab.Host.Broker.Count(_honest.Domid);
+            Assert.InRange(usage.PagesGranted, 0, OneSet);
+            Assert.Equal(0, usage.Ports);
         }
 
         await peer.ConnectAsync();
@@ -213,6 +219,81 @@ public class DaemonHostilePeerTests(HostileLab hostile) : IClassFixture<HostileL
     }
 
     [Fact]
+    public async Task A_flood_of_events_that_each_take_a_few_bytes_is_answered_by_closing()
+    {
+        using HandPeer peer = await HandPeer.StartAsync(_lab, hostile.High, _honest);
+        await peer.ConnectAsync();
+        await StallAsync(peer);
+        long sleeps = DaemonLab.Sleeps(_lab[_honest]);
+        Stopwatch watch = Stopwatch.StartNew();
+        bool closed = false;
+        // More than it takes to get to the half that is worth an event.
+        for (uint taken = 0; !closed && taken + 8 < peer.RingBytes - RingRecord.MaxBytes && watch.ElapsedMilliseconds < 4000; taken += 8)
+        {
+            Take8();
+            peer.Notify();
+            Thread.SpinWait(1000);
+            closed = taken % 512 == 0 && peer.OtherSays is { Phase: not ChannelPhase.Connected };
+        }
+
+        await Task.Delay(50);
+        closed |= peer.OtherSays is { Phase: not ChannelPhase.Connected };
+        Assert.True(closed || DaemonLab.Sleeps(_lab[_honest]) - sleeps < 2500, $"{DaemonLab.Sleeps(_lab[_honest]) - sleeps} times woken\n{_lab.Messages()}");
+        await AliveAsync(peer, hostile.High);
+
+        unsafe void Take8() => Volatile.Write(ref peer.Consumed->Index, peer.Consumed->Index + 8);
+    }
+
+    [Fact]
+    public async Task A_flood_of_frames_that_are_refused_is_answered_by_closing()
+    {
+        using HandPeer peer = await HandPeer.StartAsync(_lab, hostile.High, _honest);
+        await peer.ConnectAsync();
+        byte[] frame = peer.Datagram();
+        // A checksum to be filled in, of what is neither TCP nor UDP.
+        (frame[0], frame[10 + 14 + 9]) = (1, 132);
+        Stopwatch watch = Stopwatch.StartNew();
+        while (watch.ElapsedMilliseconds < 5000 && peer.OtherSays is { Phase: ChannelPhase.Connected })
+        {
+            peer.Fill(frame);
+            peer.Notify();
+        }
+
+        Assert.True(peer.OtherSays is not { Phase: ChannelPhase.Connected }, _lab.Messages());
+        Assert.True(CountMessages("frames a second that the kernel refuses") > 0, _lab.Messages());
+        await AliveAsync(peer, hostile.High);
+    }
+
+    [Fact]
+    public async Task A_node_that_changes_all_the_time_costs_little()
+    {
+        using HandPeer peer = await HandPeer.StartAsync(_lab, hostile.High, _honest);
+        await peer.ConnectAsync();
+        int reads = 0, writes = 0;
+        _lab.XenStore.Observer = (domid, _, done) =>
+        {
+            reads += domid == _honest.Domid && !done ? 1 : 0;
+            return true;
+        };
+        TimeSpan before = DaemonLab.ProcessorTime(_lab[_honest]);
+        Stopwatch watch = Stopwatch.StartNew();
+        for (; watch.ElapsedMilliseconds < 3000; writes++)
+        {
+            peer.Say(ChannelPhase.Connected);
+        }
+
+        _lab.XenStore.Observer = null;
+        double seconds = watch.Elapsed.TotalSeconds;
+        Assert.True(writes / seconds > 500, $"{writes / seconds:f0} writes a second are no flood");
+        Assert.InRange(reads / seconds, 0, 200);
+        Assert.InRange((DaemonLab.ProcessorTime(_lab[_honest]) - before).TotalSeconds / seconds, 0, 0.15);
+        // What it says last is heard.
+        peer.Say(ChannelPhase.Closing);
+        await _lab.UntilAsync("the listener closes", () => peer.OtherSays is { Phase: not ChannelPhase.Connected });
+        await AliveAsync(peer, hostile.High);
+    }
+
+    [Fact]
     public async Task A_connector_that_never_finishes_the_close_is_waited_for_two_seconds()
     {
         using HandPeer peer = await HandPeer.StartAsync(_lab, hostile.High, _honest);
@@ -224,6 +305,60 @@ public class DaemonHostilePeerTests(HostileLab hostile) : IClassFixture<HostileL
         await _lab.UntilAsync("the listener waits no longer", () => peer.OtherClosed);
         Assert.InRange(watch.ElapsedMilliseconds, 1500, 10_000);
         Assert.Equal(0, _lab.Host.Broker.Count(_honest.Domid).Ports);
+        await peer.ConnectAsync();
+        await AliveAsync(peer, hostile.High);
+    }
+
+    [Fact]
+    public async Task A_peer_that_never_unmaps_gets_the_same_pages_again_and_again()
+    {
+        using HandPeer peer = await HandPeer.StartAsync(_lab, hostile.High, _honest);
+        List<BrokerUsage> usages = [];
+        for (int round = 0; round < 10; round++)
+        {
+            await peer.ConnectAsync();
+            usages.Add(_lab.Host.Broker.Count(_honest.Domid));
+            await peer.AbandonAsync();
+        }
+
+        Assert.All(usages, u => Assert.InRange(u.PagesGranted + u.PagesLingering, OneSet, OneSet));
+        await _lab.UntilAsync("the channel is forgotten", () => DaemonLab.Status(_honest)!.Value.GetProperty("kept_memory_bytes").GetInt64() == 2 * 128 * 1024);
+        // It lets go of everything, and gets nothing any more.
+        await AliveAsync(peer, hostile.High);
+        Assert.Equal(0, DaemonLab.Status(_honest)!.Value.GetProperty("kept_memory_bytes").GetInt64());
+    }
+
+    [Theory]
+    [InlineData(3)]
+    [InlineData(5)]
+    [InlineData(255)]
+    public async Task A_super_packet_of_a_kind_that_nobody_agreed_on_ends_the_channel(byte kind)
+    {
+        using HandPeer peer = await HandPeer.StartAsync(_lab, hostile.High, _honest);
+        await peer.ConnectAsync();
+        byte[] frame = peer.Datagram();
+        (frame[0], frame[1], frame[4]) = (1, kind, 4);
+        peer.Put(frame);
+        peer.Notify();
+        await _lab.UntilAsync("the channel is closed", () => peer.OtherSays is { Phase: not ChannelPhase.Connected });
+        Assert.Contains($"super-packet of kind {kind}", _lab.Messages(), StringComparison.Ordinal);
+        await AliveAsync(peer, hostile.High);
+    }
+
+    [Fact]
+    public async Task A_peer_answers_at_length_and_is_quoted_briefly()
+    {
+        using HandPeer peer = await HandPeer.StartAsync(_lab, hostile.High, _honest);
+        int before = _lab[_honest].Output.Length;
+        for (int attempt = 0; attempt < 3; attempt++)
+        {
+            await peer.ListenerAsync();
+            peer.Say($"closed {peer.OtherSays!.Value.Session:x16} {new string('\u00e9', 20)}{attempt} {new string('x', 1800)}");
+            await _lab.UntilAsync("the listener gives up", () => peer.OtherClosed);
+            Assert.InRange(_lab.XenStore.Read(DaemonLab.ChannelNode(_honest, hostile.High))?.Length ?? 0, 0, 200);
+        }
+
+        Assert.InRange(_lab[_honest].Output.Length - before, 0, 3 * 400);
         await peer.ConnectAsync();
         await AliveAsync(peer, hostile.High);
     }
@@ -310,7 +445,7 @@ public class DaemonHostilePeerTests(HostileLab hostile) : IClassFixture<HostileL
         await Ping.MustAsync(_honest, guest);
         Assert.False(_lab[_honest].HasExited, _lab.Messages());
         Assert.Equal(_pid, DaemonLab.Status(_honest)!.Value.GetProperty("pid").GetInt32());
-        Assert.Equal(default, _lab.Host.Broker.Count(_honest.Domid));
+        await _lab.UntilAsync("nothing is kept", () => _lab.Host.Broker.Count(_honest.Domid) == default);
         Assert.Equal("none", DaemonLab.State(_honest, guest));
     }
 

@@ -29,6 +29,9 @@ internal sealed class DaemonLab : IAsyncDisposable
 
     public static string Command => Published("xenloop");
 
+    /// <summary>For <see cref="Command"/>, in a domain's shell: the domain's daemon. The command goes by nothing in its environment.</summary>
+    public const string Socket = "--socket $RUNTIME_DIRECTORY/control.sock";
+
     public LabHost Host { get; }
 
     /// <summary>The guests of <see cref="StartWithChannelAsync"/>.</summary>

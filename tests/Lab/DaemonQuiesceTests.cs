@@ -46,7 +46,7 @@ public class DaemonQuiesceTests
         await using DaemonLab lab = await DaemonLab.StartWithChannelAsync();
         (LabGuest a, LabGuest b) = lab.Pair;
         // As the save helper does it: the process that asks becomes the one that saves.
-        LabProcess holder = lab.Dom0.Start($"{DaemonLab.Command} quiesce --holder $$ {b.Name} && exec sleep 1000");
+        LabProcess holder = lab.Dom0.Start($"{DaemonLab.Command} quiesce {DaemonLab.Socket} --holder $$ {b.Name} && exec sleep 1000");
         await lab.UntilAsync("the guest is quiesced", () => holder.Output.Contains("quiesced", StringComparison.Ordinal));
         Ping ping = Ping.Start(a, b, interval: 0.02);
         if (kill)
@@ -102,7 +102,7 @@ public class DaemonQuiesceTests
         LabGuest a = await lab.AddGuestAsync("a");
         LabGuest b = await lab.Host.AddGuestAsync("b");
         await lab.UntilAsync("Dom0 knows of it", () => DaemonLab.Ask(lab.Dom0)!.Contains("\"b\"", StringComparison.Ordinal));
-        LabProcess holder = lab.Dom0.Start($"{DaemonLab.Command} quiesce --holder $$ {b.Name} && exec sleep 1000");
+        LabProcess holder = lab.Dom0.Start($"{DaemonLab.Command} quiesce {DaemonLab.Socket} --holder $$ {b.Name} && exec sleep 1000");
         await lab.UntilAsync("the answer", () => holder.Output.Contains("absent", StringComparison.Ordinal));
         lab.Start(b);
         await StaysWithoutChannelAsync(lab, a, b);
@@ -115,7 +115,7 @@ public class DaemonQuiesceTests
     {
         await using DaemonLab lab = await DaemonLab.StartWithChannelAsync();
         (LabGuest a, LabGuest b) = lab.Pair;
-        string quiesce = $"{DaemonLab.Command} quiesce --holder $$ {b.Name}";
+        string quiesce = $"{DaemonLab.Command} quiesce {DaemonLab.Socket} --holder $$ {b.Name}";
         // Dom0's daemon looks for the first every 250 ms.
         LabProcess holder = lab.Dom0.Start($"sh -c '{quiesce}; true'; {quiesce} && echo held && exec sleep 1000");
         await lab.UntilAsync("the second holds it", () => holder.Output.Contains("held", StringComparison.Ordinal));
@@ -130,7 +130,7 @@ public class DaemonQuiesceTests
         await using DaemonLab lab = await DaemonLab.StartWithChannelAsync();
         (LabGuest a, LabGuest b) = lab.Pair;
         // The parent becomes a program that waits for no child.
-        LabProcess parent = lab.Dom0.Start($"sh -c '{DaemonLab.Command} quiesce --holder $$ {b.Name}; echo ended' & exec sleep 1000");
+        LabProcess parent = lab.Dom0.Start($"sh -c '{DaemonLab.Command} quiesce {DaemonLab.Socket} --holder $$ {b.Name}; echo ended' & exec sleep 1000");
         await lab.UntilAsync("the holder has ended", () => parent.Output.Contains("ended", StringComparison.Ordinal));
         await lab.ChannelUpAsync(a, b);
     }
@@ -147,5 +147,5 @@ public class DaemonQuiesceTests
 
     private static void AssertNothingHeld(DaemonLab lab, LabGuest guest) => Assert.Equal(default, lab.Host.Broker.Count(guest.Domid));
 
-    private static Task<(int ExitCode, string Output)> AskAsync(DaemonLab lab, string command) => lab.Dom0.RunAsync($"{DaemonLab.Command} {command}");
+    private static Task<(int ExitCode, string Output)> AskAsync(DaemonLab lab, string command) => lab.Dom0.RunAsync($"{DaemonLab.Command} {command} {DaemonLab.Socket}");
 }

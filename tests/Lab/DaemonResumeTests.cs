@@ -44,7 +44,7 @@ public class DaemonResumeTests
     {
         await using DaemonLab lab = await DaemonLab.StartWithChannelAsync();
         (LabGuest a, LabGuest b) = lab.Pair;
-        Assert.Equal(0, (await lab.Dom0.RunAsync($"{DaemonLab.Command} quiesce {b.Name}")).ExitCode);
+        Assert.Equal(0, (await lab.Dom0.RunAsync($"{DaemonLab.Command} quiesce {DaemonLab.Socket} {b.Name}")).ExitCode);
         if (newHome)
         {
             // On another host, where it has the same domid by chance.
@@ -62,7 +62,7 @@ public class DaemonResumeTests
         }
         else
         {
-            Assert.Equal(0, (await lab.Dom0.RunAsync($"{DaemonLab.Command} resume {b.Name}")).ExitCode);
+            Assert.Equal(0, (await lab.Dom0.RunAsync($"{DaemonLab.Command} resume {DaemonLab.Socket} {b.Name}")).ExitCode);
         }
 
         await lab.ChannelUpAsync(a, b);

@@ -26,6 +26,7 @@ internal sealed class HandPeer : IDisposable
     private SharedMemory? _rings;
     private RingProducer? _producer;
     private RingConsumer? _consumer;
+    private readonly List<IDisposable> _abandoned = [];
     private ulong _calls;
 
     private HandPeer(DaemonLab lab, LabGuest self, LabGuest other)
@@ -229,18 +230,29 @@ internal sealed class HandPeer : IDisposable
         return frame;
     }
 
+    /// <summary>Comes back as another daemon would, while the one before is stopped: what that has mapped stays mapped.</summary>
+    public async Task AbandonAsync()
+    {
+        _store.Remove("data/xenloop");
+        _abandoned.AddRange(new IDisposable?[] { _rings, _control, _events }.OfType<IDisposable>());
+        (_rings, _control, _events) = (null, null, null);
+        await _lab.UntilAsync("the hand-written peer is withdrawn", () => DaemonLab.State(_other, _self) == "none");
+        Offer(OfferText);
+        await _lab.UntilAsync("the hand-written peer is introduced", () => DaemonLab.State(_other, _self) != "none");
+    }
+
     /// <summary>Leaves as a guest that is shut down in good order, and waits until the other side has forgotten it.</summary>
     public async Task LeaveAsync()
     {
         _store.Remove("data/xenloop");
-        Release();
+        ReleaseAll();
         await _lab.UntilAsync("the hand-written peer is withdrawn", () => DaemonLab.State(_other, _self) == "none");
     }
 
     public void Dispose()
     {
         _store.Remove("data/xenloop");
-        Release();
+        ReleaseAll();
         _store.Dispose();
         _hypervisor.Dispose();
     }
@@ -250,7 +262,8 @@ internal sealed class HandPeer : IDisposable
         Release();
         Session = listener.Session;
         _events = _hypervisor.BindInterdomain(_other.Domid, listener.Port);
-        _control = _hypervisor.Map(_other.Domid, [listener.GrantReference]);
+        // As a kernel tells of an honest peer: when the page is unmapped.
+        _control = _hypervisor.Map(_other.Domid, [listener.GrantReference], new DeathNotice(ControlPage.ConnectorAliveOffset, _events));
         RingBytes = Page->RingBytes;
         _rings = _hypervisor.Map(_other.Domid, new ReadOnlySpan<uint>(Page->RingReferences, (int)(2 * RingBytes / ControlPage.PageSize)));
         OpenRings();
@@ -270,6 +283,13 @@ internal sealed class HandPeer : IDisposable
         frame.AsSpan(0, first).CopyTo(new Span<byte>(room.First, first));
         frame.AsSpan(first).CopyTo(new Span<byte>(room.Second, (int)room.SecondLength));
         _producer!.Commit((uint)frame.Length);
+    }
+
+    private void ReleaseAll()
+    {
+        Release();
+        _abandoned.ForEach(a => a.Dispose());
+        _abandoned.Clear();
     }
 
     private void Release()

@@ -97,7 +97,7 @@ public sealed class SaveHelperTests : IDisposable
     public async Task Where_there_is_no_XenStore_the_command_says_so()
     {
         await using DaemonLab lab = await DaemonLab.StartAsync();
-        (int exit, string output) = await lab.Dom0.RunAsync($"XENSTORED_PATH=/nowhere {DaemonLab.Command} quiesce 1");
+        (int exit, string output) = await lab.Dom0.RunAsync($"XENSTORED_PATH=/nowhere {DaemonLab.Command} quiesce {DaemonLab.Socket} 1");
         Assert.Equal(1, exit);
         Assert.Contains("xs_open on /nowhere", output, StringComparison.Ordinal);
         Assert.Single(output.TrimEnd().Split('\n'));
@@ -218,7 +218,7 @@ public sealed class SaveHelperTests : IDisposable
         string hook = Path.Combine(_folder, "xenloop");
         string packaged = File.ReadAllText(Path.Combine(DaemonLab.Root, "packaging/common/xapi-hook"));
         Assert.Contains("$(/usr/bin/xenloop ", packaged, StringComparison.Ordinal);
-        Script(hook, packaged.Replace("/usr/bin/xenloop", DaemonLab.Command, StringComparison.Ordinal));
+        Script(hook, packaged.Replace("/usr/bin/xenloop quiesce", $"{DaemonLab.Command} quiesce {DaemonLab.Socket}", StringComparison.Ordinal));
         return hook;
     }
 
@@ -230,7 +230,7 @@ public sealed class SaveHelperTests : IDisposable
         string packaged = File.ReadAllText(Path.Combine(DaemonLab.Root, "packaging/common/save-helper"));
         Assert.Contains("#!/bin/sh\n", packaged, StringComparison.Ordinal);
         Assert.Contains(" /usr/bin/xenloop ", packaged, StringComparison.Ordinal);
-        Script(helper, packaged.Replace("#!/bin/sh\n", $"#!/bin/{shell}\n", StringComparison.Ordinal).Replace("/usr/bin/xenloop", DaemonLab.Command, StringComparison.Ordinal));
+        Script(helper, packaged.Replace("#!/bin/sh\n", $"#!/bin/{shell}\n", StringComparison.Ordinal).Replace("/usr/bin/xenloop quiesce", $"{DaemonLab.Command} quiesce {DaemonLab.Socket}", StringComparison.Ordinal));
         Script($"{helper}.real", $"#!/bin/bash\n{real}\n");
         return helper;
     }
@@ -254,5 +254,5 @@ public sealed class SaveHelperTests : IDisposable
     }
 
     private static Task<(int ExitCode, string Output)> AskAsync(DaemonLab lab, string command) =>
-        lab.Dom0.RunAsync(string.Create(CultureInfo.InvariantCulture, $"{DaemonLab.Command} {command}"));
+        lab.Dom0.RunAsync(string.Create(CultureInfo.InvariantCulture, $"{DaemonLab.Command} {command} {DaemonLab.Socket}"));
 }

@@ -108,7 +108,7 @@ public sealed class IntroducerTests
         TimeSpan now = TimeSpan.FromHours(1);
         WorkBudget budget = new(now);
         Assert.True(budget.Due(now).IsDue(now));
-        budget.Charge((int)WorkBudget.Capacity + 199);
+        budget.Charge((int)(WorkBudget.Capacity + WorkBudget.RequestsPerSecond) - 1);
         Assert.Equal(TimeSpan.FromSeconds(1), budget.Due(now).In(now));
         now += TimeSpan.FromSeconds(1);
         Assert.True(budget.Due(now).IsDue(now));
@@ -117,27 +117,67 @@ public sealed class IntroducerTests
         Assert.Equal(Deadline.Now, budget.Due(now));
         budget.Charge((int)WorkBudget.Capacity);
         Assert.False(budget.Due(now).IsDue(now));
+        Assert.False(budget.IsOverdrawn);
+        for (int i = 0; i <= 4 * WorkBudget.Capacity; i++)
+        {
+            budget.ChargeEvent();
+        }
+
+        Assert.True(budget.IsOverdrawn);
     }
 
     [Fact]
-    public void What_a_guest_changes_faster_than_it_is_read_is_remembered_in_few_words()
+    public void A_busy_guest_causes_no_more_than_200_requests_a_second()
+    {
+        TimeSpan now = TimeSpan.FromHours(1);
+        WorkBudget budget = new(now);
+        int requests = 0;
+        for (int i = 0; i < 4000; i++, now += TimeSpan.FromMilliseconds(1))
+        {
+            if (budget.Due(now).IsDue(now))
+            {
+                budget.Charge(2);
+                requests += 2;
+            }
+        }
+
+        Assert.InRange(requests, 700, 4 * 200 + 2);
+    }
+
+    [Fact]
+    public void What_a_guest_changes_is_remembered_if_it_means_anything()
     {
         GuestRecord guest = Guest(7, "0/br0");
         string area = StorePaths.Area(7);
-        guest.Remember($"{area}/offer");
-        guest.Remember($"{area}/offer");
-        guest.Remember($"{area}/0-1-0");
-        Assert.Equal(["0-1-0", "offer"], guest.Unread.Order());
-        guest.Remember(area);
-        guest.Remember($"{area}/0-2-0");
-        Assert.Contains("", guest.Unread);
-        guest.Unread.Clear();
-        for (int i = 0; i < 1000; i++)
+        guest.Remember($"{area}/offer", _ => false);
+        guest.Remember($"{area}/offer", _ => false);
+        guest.Remember($"{area}/0-1-0", key => key == new ChannelKey(0, 1, 0));
+        guest.Remember($"{area}/0-2-0", _ => false);
+        foreach (string node in (string[])["x", "quiesced", "offer/below", "0-1-0/below", "00-1-0", "0-1", new('y', 40)])
         {
-            guest.Remember($"{area}/{i}");
+            guest.Remember($"{area}/{node}", _ => true);
         }
 
-        Assert.Equal([""], guest.Unread);
+        Assert.Equal(["0-1-0", "offer"], guest.Unread.Order());
+        guest.Remember(area, _ => false);
+        Assert.Contains("", guest.Unread);
+
+        // What Dom0 has introduced is all that it has a use for.
+        guest.Unread.Clear();
+        guest.PublishedPeers[3] = [(new ChannelKey(0, 3, 1), default)];
+        guest.RememberAll();
+        Assert.Equal(["", "0-3-1"], guest.Unread.Order());
+    }
+
+    [Fact]
+    public void Without_an_offer_nothing_of_a_guest_is_news_but_an_offer()
+    {
+        GuestRecord guest = Guest(7, "0/br0");
+        guest.Offer = null;
+        guest.Unread.Add("0-1-0");
+        Assert.False(guest.HasNews);
+        guest.Unread.Add(StorePaths.OfferName);
+        Assert.True(guest.HasNews);
     }
 
     [Theory]

@@ -1,5 +1,6 @@
 using System.Buffers.Binary;
 using System.Diagnostics;
+using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 using Tmds.Linux;
 using XenLoop.Divert;
@@ -34,7 +35,6 @@ internal sealed unsafe class ChannelPath
     private const int EtherTypeOffset = VnetHeaderBytes + 12;
     private const ushort ETH_P_8021Q = 0x8100;
     private const ushort ETH_P_8021AD = 0x88a8;
-    private const int HdrLenOffset = 2; // virtio_net_hdr.hdr_len
     private const uint SmallestRecord = RingRecord.HeaderBytes + HeaderBytes;
 
     // A peer that leaves something in its ring for so long is stuck, and traffic goes by netfront until it has caught up.
@@ -43,12 +43,19 @@ internal sealed unsafe class ChannelPath
     // More events than this in a second without a record behind them is an attack on our CPU.
     private const int MaxIdleEventsPerSecond = 1024;
 
+    // And so are more frames than this that the kernel does not take.
+    private const int MaxRefusedPerSecond = 4096;
+
+    // What comes in smaller frames is no bulk, however much of it comes.
+    private const uint BulkFrameBytes = 4096;
+
     private readonly RingProducer _transmit;
     private readonly RingConsumer _receive;
     private readonly LivenessStamp _stamp;
     private readonly byte* _peerAlive;
     private readonly ulong _ownMac;
     private readonly ulong _peerMac;
+    private readonly bool _uso;
 
     private bool _tapReady = true;
     private bool _full;
@@ -59,6 +66,10 @@ internal sealed unsafe class ChannelPath
     private uint _bytesSinceOwed;
     private ulong _progressAtEvent;
     private bool _eventTaken;
+    private bool _spaceArmed;
+    private bool _emptyArmed;
+    private int _refused;
+    private long _refusedSince = Stopwatch.GetTimestamp();
     private int _idleEvents;
     private long _idleEventsSince = Stopwatch.GetTimestamp();
     private PathCounters _counters;
@@ -70,8 +81,11 @@ internal sealed unsafe class ChannelPath
     /// <summary>Bytes that the last pump put into the other.</summary>
     public uint SentBurstBytes { get; private set; }
 
+    /// <summary>Of these, bytes of great frames that the kernel took over.</summary>
+    public uint BulkBurstBytes { get; private set; }
+
     public ChannelPath(TapDevice tap, EventChannel events, RingProducer transmit, RingConsumer receive, byte* peerAlive,
-        LivenessStamp stamp, MacAddress own, MacAddress peer)
+        LivenessStamp stamp, MacAddress own, MacAddress peer, bool uso)
     {
         TapDescriptor = tap.FileDescriptor;
         Events = events;
@@ -81,6 +95,7 @@ internal sealed unsafe class ChannelPath
         _stamp = stamp;
         _ownMac = own.Bits;
         _peerMac = peer.Bits;
+        _uso = uso;
     }
 
     public EventChannel Events { get; }
@@ -132,10 +147,14 @@ internal sealed unsafe class ChannelPath
         _eventTaken = true;
         // Behind an honest event there is a record or space, though it may have been found before the event came. With a
         // full ring as well: a peer that takes nothing has no reason to wake us.
-        _ = _transmit.HasOutstanding();
-        ulong progress = _counters.ReceivedPackets + _counters.ReceiveErrors + _transmit.Consumed;
-        if (_receive.HasData() || progress != _progressAtEvent)
+        // What it takes counts only where this side has asked to be told of it, and once: it could take a byte for each event.
+        bool empty = !_transmit.HasOutstanding();
+        bool taken = (_emptyArmed && empty) || (_spaceArmed && _transmit.HasRoom);
+        ulong progress = _counters.ReceivedPackets + _counters.ReceiveErrors;
+        if (_receive.HasData() || progress != _progressAtEvent || taken)
         {
+            _spaceArmed &= !taken;
+            _emptyArmed &= !taken;
             _progressAtEvent = progress;
             return;
         }
@@ -198,6 +217,7 @@ internal sealed unsafe class ChannelPath
 
         if (_full)
         {
+            _spaceArmed = true;
             if (!_transmit.ArmSpace())
             {
                 _full = false;
@@ -210,6 +230,7 @@ internal sealed unsafe class ChannelPath
         }
         else if (_stalled)
         {
+            _emptyArmed = true;
             _transmit.ArmEmpty();
         }
 
@@ -264,10 +285,13 @@ internal sealed unsafe class ChannelPath
         return !_tapReady;
     }
 
-    /// <summary>Closing: takes everything that is in the receive ring.</summary>
-    public void DrainRing()
+    /// <summary>Closing, when the data loop has let go: takes what is in the receive ring now, and not what a peer adds meanwhile.</summary>
+    /// <param name="patience">For all of it, but one burst.</param>
+    public void DrainRing(TimeSpan patience)
     {
-        for (int i = 0; i < DrainBursts && Receive(); i++)
+        uint end = _receive.Produced();
+        long start = Stopwatch.GetTimestamp();
+        while (_receive.IsBefore(end) && Receive() && Stopwatch.GetElapsedTime(start) < patience)
         {
         }
 
@@ -340,12 +364,15 @@ internal sealed unsafe class ChannelPath
         return packets > 0;
     }
 
+    // Nothing is read of the copy that was not written: it needs no zeros first, at each look.
+    [SkipLocalsInit]
     private bool Receive()
     {
         iovec* vectors = stackalloc iovec[3];
-        Span<byte> header = stackalloc byte[HeaderBytes];
+        Span<byte> copy = stackalloc byte[OffloadHeader.MostBytes];
         int packets = 0;
         uint bytes = 0;
+        uint bulk = 0;
         for (; packets < BurstPackets && bytes < BurstBytes && _receive.TryPeek(out RingSegments frame); packets++)
         {
             uint length = frame.Length;
@@ -355,6 +382,7 @@ internal sealed unsafe class ChannelPath
             }
 
             // The headers are copied out, checked, and written from the copy: the peer can change the ring meanwhile.
+            Span<byte> header = copy[..(int)Math.Min(length, OffloadHeader.MostBytes)];
             frame.CopyTo(header);
             if (Mac(header, SourceOffset) != _peerMac || Mac(header, DestinationOffset) != _ownMac)
             {
@@ -368,27 +396,22 @@ internal sealed unsafe class ChannelPath
                 throw new PeerViolationException("frame with a VLAN tag");
             }
 
-            // hdr_len is a hint, and the TAP refuses one that is longer than the frame.
-            ushort hdrLen = BinaryPrimitives.ReadUInt16LittleEndian(header[HdrLenOffset..]);
-            if (hdrLen > length - VnetHeaderBytes)
-            {
-                BinaryPrimitives.WriteUInt16LittleEndian(header[HdrLenOffset..], (ushort)(length - VnetHeaderBytes));
-            }
-
             fixed (byte* first = header)
             {
                 vectors[0].iov_base = first;
-                vectors[0].iov_len = HeaderBytes;
-                int count = 1 + Vectors(frame.Skip(HeaderBytes), vectors + 1);
-                if (VectorIo.writev(TapDescriptor, vectors, count) < 0)
+                vectors[0].iov_len = (uint)header.Length;
+                int count = header.Length == length ? 1 : 1 + Vectors(frame.Skip((uint)header.Length), vectors + 1);
+                if (!OffloadHeader.TryRebuild(header, (int)length - VnetHeaderBytes, _uso) || VectorIo.writev(TapDescriptor, vectors, count) < 0)
                 {
-                    // The local stack's refusal (no memory, interface down, a header it does not like) loses this frame only.
+                    // The local stack's refusal (no memory, interface down) loses this frame only, and so does a header that does not fit it.
                     _counters.ReceiveErrors++;
+                    BoundRefused();
                 }
                 else
                 {
                     _counters.ReceivedPackets++;
                     _counters.ReceivedBytes += length - VnetHeaderBytes;
+                    bulk += length >= BulkFrameBytes ? length : 0;
                 }
             }
 
@@ -397,8 +420,24 @@ internal sealed unsafe class ChannelPath
         }
 
         ReceivedBurstBytes = bytes;
+        BulkBurstBytes = bulk;
         Owe(_receive.Publish(), bytes);
         return packets > 0;
+    }
+
+    private void BoundRefused()
+    {
+        if (++_refused == MaxRefusedPerSecond)
+        {
+            long now = Stopwatch.GetTimestamp();
+            if (now - _refusedSince < Stopwatch.Frequency)
+            {
+                throw new PeerViolationException($"more than {MaxRefusedPerSecond} frames a second that the kernel refuses");
+            }
+
+            _refused = 0;
+            _refusedSince = now;
+        }
     }
 
     private void Owe(bool peerWaits, uint bytes)

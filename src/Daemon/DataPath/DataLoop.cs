@@ -98,6 +98,9 @@ internal sealed unsafe class DataLoop : IDisposable
     /// <summary>Stops serving the path; afterwards its TAP, channel and memory may be released.</summary>
     public void Remove(ChannelPath path) => Invoke(() => Detach(path));
 
+    /// <summary>Stops serving all that there are. Each is removed all the same.</summary>
+    public void RemoveAll() => Invoke(() => Array.ForEach(_paths, Detach));
+
     public void Dispose()
     {
         Invoke(() => _stop = true);
@@ -150,11 +153,22 @@ internal sealed unsafe class DataLoop : IDisposable
             uint sent = 0;
             foreach (ChannelPath path in _paths)
             {
+                // A turn for sixty paths whose peers keep them busy is long, and before a suspend there is a command for each.
+                if (Volatile.Read(ref _command) is not null)
+                {
+                    break;
+                }
+
                 _current = path;
                 worked |= path.Pump();
-                _weight.Received(path.ReceivedBurstBytes);
+                _weight.Received(path.BulkBurstBytes);
                 received += path.ReceivedBurstBytes;
                 sent += path.SentBurstBytes;
+            }
+
+            if (Volatile.Read(ref _command) is not null)
+            {
+                continue;
             }
 
             if (worked)

@@ -16,6 +16,10 @@ namespace XenLoop.Dom0;
 /// </summary>
 internal sealed class Dom0Role : IRole
 {
+    // Between two looks at what an administrator asks, which comes first: a few milliseconds' worth.
+    private const int EventsPerTurn = 1024;
+    private const int RequestsPerTurn = 64;
+
     private readonly TimeProvider _clock;
     private readonly XenStore _xenStore;
     private readonly WatchSet _watches;
@@ -23,6 +27,7 @@ internal sealed class Dom0Role : IRole
     private readonly GuestDirectory _directory;
     private readonly Suspends _suspends;
     private Policy _policy;
+    private int _nextGuest;
 
     public Dom0Role(IHypervisor hypervisor, Configuration configuration, TimeProvider clock)
     {
@@ -71,7 +76,7 @@ internal sealed class Dom0Role : IRole
 
     public Deadline Turn()
     {
-        _watches.Drain();
+        _watches.Drain(EventsPerTurn);
         List<GuestRecord> gone = [];
         HashSet<GuestRecord> changed = _directory.Follow(gone);
         foreach (GuestRecord guest in _directory.Guests)
@@ -135,19 +140,17 @@ internal sealed class Dom0Role : IRole
         _directory.Dispose();
     }
 
-    /// <summary>Reads what guests have changed of their own nodes, and has their peers know.</summary>
-    /// <returns>When a guest that was busy may be listened to again.</returns>
+    /// <summary>Reads what guests have changed of their own nodes, and has their peers know. Each in its turn, and as far as its budget allows.</summary>
+    /// <returns>When there is more to do: at once, or when a guest that was busy may be listened to again.</returns>
     private Deadline FollowNodes()
     {
         Deadline due = Deadline.Never;
         TimeSpan now = _clock.Now();
-        foreach (GuestRecord guest in _directory.Guests)
+        GuestRecord[] busy = [.. _directory.Guests.Where(g => g.HasNews || g.IsMuted)];
+        int left = RequestsPerTurn;
+        for (int i = 0; i < busy.Length; i++)
         {
-            if (guest.Unread.Count == 0)
-            {
-                continue;
-            }
-
+            GuestRecord guest = busy[(_nextGuest + i) % busy.Length];
             Deadline allowed = guest.Budget.Due(now);
             if (!allowed.IsDue(now))
             {
@@ -155,35 +158,54 @@ internal sealed class Dom0Role : IRole
                 continue;
             }
 
-            int before = _publisher.Requests;
-            string[] nodes = [.. guest.Unread];
-            guest.Unread.Clear();
-            Offer? offer = guest.Offer;
-            HashSet<ushort> called = [];
-            foreach (string node in nodes)
+            if (left <= 0)
             {
-                called.UnionWith(_directory.ReadNodes(guest, node));
+                _nextGuest = (_nextGuest + i) % busy.Length;
+                return Deadline.Now;
             }
 
-            if (guest.Offer != offer)
+            long before = _xenStore.Requests;
+            if (guest.IsMuted)
             {
-                Publish(guest);
-            }
-            else
-            {
-                foreach (ushort peer in called)
-                {
-                    if (_directory.Find(peer) is { } callee)
-                    {
-                        PublishPair(callee, guest.Domid);
-                    }
-                }
+                _directory.Unmute(guest);
             }
 
-            guest.Budget.Charge(_publisher.Requests - before + nodes.Length);
+            long free = FollowNodes(guest, left);
+            int requests = (int)(_xenStore.Requests - before);
+            guest.Budget.Charge(requests - free);
+            left -= requests;
+            if (guest.HasNews)
+            {
+                due = Deadline.Now;
+            }
         }
 
         return due;
+    }
+
+    /// <returns>Requests that the guest does not pay for: those for its arrival.</returns>
+    private long FollowNodes(GuestRecord guest, int most)
+    {
+        Offer? offer = guest.Offer;
+        HashSet<ushort> called = _directory.ReadNodes(guest, most);
+        if (guest.Offer == offer)
+        {
+            foreach (ushort peer in called)
+            {
+                if (_directory.Find(peer) is { } callee)
+                {
+                    PublishPair(callee, guest.Domid);
+                }
+            }
+
+            return 0;
+        }
+
+        long before = _xenStore.Requests;
+        Publish(guest);
+        bool arrives = !guest.HasArrived && guest.Offer is not null;
+        guest.HasArrived |= arrives;
+        return arrives ? _xenStore.Requests - before : 0;
     }
 
     /// <summary>Brings what the guest and its neighbours know of each other up to date.</summary>

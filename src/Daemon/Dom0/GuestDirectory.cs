@@ -106,45 +106,81 @@ internal sealed class GuestDirectory : IDisposable
         return changed;
     }
 
-    /// <summary>Reads one of the guest's own nodes, or all of them.</summary>
+    /// <summary>Reads of the guest's own nodes what has changed: the offer, and without one nothing else.</summary>
     /// <param name="guest">One of <see cref="Guests"/>.</param>
-    /// <param name="name">The node's; empty for all.</param>
+    /// <param name="most">Channels' nodes at most; the rest stays unread.</param>
     /// <returns>The peers that are called now and were not, or the other way round.</returns>
-    public HashSet<ushort> ReadNodes(GuestRecord guest, string name)
+    public HashSet<ushort> ReadNodes(GuestRecord guest, int most)
     {
         HashSet<ushort> peers = [];
-        string area = StorePaths.Area(guest.Domid);
-        string[] names = [name];
-        if (name.Length == 0)
+        if (guest.Unread.Remove(""))
         {
-            peers.UnionWith(guest.Calls.Keys.Select(k => k.Peer));
-            guest.Calls.Clear();
-            names = [.. _xenStore.List(area).Append(StorePaths.OfferName)];
+            guest.Unread.Add(StorePaths.OfferName);
+            foreach (ChannelKey key in guest.Calls.Keys)
+            {
+                guest.Unread.Add(key.NodeName);
+            }
         }
 
-        foreach (string node in names)
+        if (guest.Unread.Remove(StorePaths.OfferName))
         {
-            string? value = _xenStore.Read($"{area}/{node}");
-            if (node == StorePaths.OfferName)
-            {
-                guest.Offer = Offer.Parse(value);
-            }
-            else if (ChannelKey.ParseNode(node) is { } key)
-            {
-                ulong session = ChannelMessage.Parse(value) is { IsCall: true } call ? call.Session : 0;
-                if (session != 0 ? (guest.Calls.GetValueOrDefault(key) != session) : guest.Calls.Remove(key))
-                {
-                    peers.Add(key.Peer);
-                }
+            guest.Offer = Offer.Parse(_xenStore.Read(StorePaths.Offer(guest.Domid)));
+        }
 
-                if (session != 0)
-                {
-                    guest.Calls[key] = session;
-                }
+        if (guest.Offer is null)
+        {
+            foreach (ChannelKey key in guest.Calls.Keys)
+            {
+                peers.Add(key.Peer);
+                guest.Unread.Add(key.NodeName);
+            }
+
+            guest.Calls.Clear();
+            return peers;
+        }
+
+        foreach (string node in (string[])[.. guest.Unread])
+        {
+            if (most-- <= 0)
+            {
+                break;
+            }
+
+            guest.Unread.Remove(node);
+            ChannelKey key = ChannelKey.ParseNode(node)!.Value;
+            ulong session = ChannelMessage.Parse(_xenStore.Read($"{StorePaths.Area(guest.Domid)}/{node}")) is { IsCall: true } call ? call.Session : 0;
+            if (session != 0 ? (guest.Calls.GetValueOrDefault(key) != session) : guest.Calls.Remove(key))
+            {
+                peers.Add(key.Peer);
+            }
+
+            if (session != 0)
+            {
+                guest.Calls[key] = session;
             }
         }
 
         return peers;
+    }
+
+    /// <summary>Hears of the guest's nodes again, and reads what may have changed.</summary>
+    public void Unmute(GuestRecord guest)
+    {
+        guest.IsMuted = false;
+        guest.RememberAll();
+        // It may have called whom it was not introduced to when it was heard last.
+        foreach (GuestRecord peer in _guests.Values)
+        {
+            foreach (VifRecord own in guest.Vifs)
+            {
+                foreach (VifRecord other in peer.Vifs)
+                {
+                    guest.Unread.Add(new ChannelKey(own.Vif, peer.Domid, other.Vif).NodeName);
+                }
+            }
+        }
+
+        _watches.Add(StorePaths.Area(guest.Domid), path => Note(guest, path));
     }
 
     public void Dispose()
@@ -184,16 +220,30 @@ internal sealed class GuestDirectory : IDisposable
         {
             GuestRecord guest = new(domid, _clock.Now());
             _guests.Add(domid, guest);
-            _watches.Add(StorePaths.Area(domid), guest.Remember);
+            _watches.Add(StorePaths.Area(domid), path => Note(guest, path));
             _watches.Add(StorePaths.GuestName(domid), _ => _renamed.Add(guest));
             _watches.Add(StorePaths.LibxlVifs(domid), path => Rewire(guest, path));
             _watches.Add(StorePaths.BackendVifs(0, domid), path => Rewire(guest, path));
             // The watches fire at once, but later than this turn, which would withdraw what was published for want of an offer.
             _publisher.ReadBack(guest, Suspends.Holds);
             ReadIdentity(guest);
-            ReadNodes(guest, "");
+            // The offer at once; who calls whom when it is the guest's turn.
+            guest.RememberAll();
+            ReadNodes(guest, 0);
             ReadVifs(guest);
             changed.Add(guest);
+        }
+    }
+
+    /// <summary>A node of the guest's own has changed. A guest that does nothing else is not listened to for a while.</summary>
+    private void Note(GuestRecord guest, string path)
+    {
+        guest.Remember(path, key => Array.Exists(guest.Vifs, v => v.Vif == key.Vif) && Find(key.Peer) is { } peer && Array.Exists(peer.Vifs, v => v.Vif == key.PeerVif));
+        guest.Budget.ChargeEvent();
+        if (guest.Budget.IsOverdrawn)
+        {
+            guest.IsMuted = true;
+            _watches.Remove(StorePaths.Area(guest.Domid));
         }
     }
 

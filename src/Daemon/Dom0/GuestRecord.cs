@@ -7,9 +7,6 @@ namespace XenLoop.Dom0;
 /// <summary>A guest as Dom0 knows it.</summary>
 internal sealed class GuestRecord(ushort domid, TimeSpan now)
 {
-    // Different names of nodes that one guest can make us remember; beyond that all its nodes are read.
-    private const int MaxUnread = 256;
-
     public ushort Domid { get; } = domid;
 
     public GuestIdentity Identity { get; set; }
@@ -40,24 +37,45 @@ internal sealed class GuestRecord(ushort domid, TimeSpan now)
     /// <summary>What stands in XenStore: its peers' vifs, by the peer's domid. There are hundreds of hundreds of these.</summary>
     public Dictionary<ushort, (ChannelKey Key, Introduction Value)[]> PublishedPeers { get; } = [];
 
-    /// <summary>Nodes of the guest that changed and were not looked at yet: "offer", a channel's, or "" for all.</summary>
+    /// <summary>Nodes of the guest that changed and were not looked at yet: "offer", a channel's, or "" for the area that holds them.</summary>
     public HashSet<string> Unread { get; } = [];
+
+    /// <summary>Some of these may be looked at: without an offer nothing else of the guest counts.</summary>
+    public bool HasNews => Unread.Count > 0 && (Offer is not null || Unread.Contains("") || Unread.Contains(StorePaths.OfferName));
+
+    /// <summary>It was introduced once already: from then on it pays for being introduced.</summary>
+    public bool HasArrived { get; set; }
+
+    /// <summary>Its nodes are not watched, for it has changed them far more often than its budget allows.</summary>
+    public bool IsMuted { get; set; }
 
     /// <summary>How much work the guest may cause.</summary>
     public WorkBudget Budget { get; } = new(now);
 
     /// <summary>A node of the guest's own has changed: to be read when its budget allows.</summary>
-    public void Remember(string path)
+    /// <param name="path">The node.</param>
+    /// <param name="mayMeet">Whether there are these two vifs. What else a guest writes is neither read nor remembered.</param>
+    public void Remember(string path, Func<ChannelKey, bool> mayMeet)
     {
         string area = StorePaths.Area(Domid);
-        if (Unread.Count >= MaxUnread)
+        string node = path.Length > area.Length ? path[(area.Length + 1)..] : "";
+        if (node is "" or StorePaths.OfferName || (ChannelKey.ParseNode(node) is { } key && key.NodeName == node && mayMeet(key)))
         {
-            Unread.Clear();
-            Unread.Add("");
+            Unread.Add(node);
         }
-        else if (!Unread.Contains(""))
+    }
+
+    /// <summary>All that Dom0 has a use for is to be read: what changed meanwhile nobody has told. The guest's nodes are never listed:
+    /// it can have more of them than oxenstored can answer, which then ends the connection.</summary>
+    public void RememberAll()
+    {
+        Unread.Add("");
+        foreach ((ChannelKey Key, Introduction Value)[] peers in PublishedPeers.Values)
         {
-            Unread.Add(path.Length > area.Length ? path[(area.Length + 1)..] : "");
+            foreach ((ChannelKey key, _) in peers)
+            {
+                Unread.Add(key.NodeName);
+            }
         }
     }
 }

@@ -9,9 +9,6 @@ namespace XenLoop.Dom0;
 /// <summary>Writes what guests are told, and remembers what stands there: only what differs is written.</summary>
 internal sealed class Publisher(XenStore xenStore)
 {
-    /// <summary>Requests so far that changed XenStore.</summary>
-    public int Requests { get; private set; }
-
     /// <summary>What this daemon introduced before it was restarted.</summary>
     /// <param name="guest">Gets it.</param>
     /// <param name="holds">Whether a request to quiesce still stands.</param>
@@ -56,7 +53,7 @@ internal sealed class Publisher(XenStore xenStore)
         foreach (int vif in guest.PublishedVifs.Keys.Where(v => !wanted.ContainsKey(v)).ToArray())
         {
             // Its peers go with it.
-            Remove(StorePaths.Introductions(guest.Domid, vif));
+            xenStore.Remove(StorePaths.Introductions(guest.Domid, vif));
             guest.PublishedVifs.Remove(vif);
             foreach (ushort peer in guest.PublishedPeers.Keys.ToArray())
             {
@@ -70,7 +67,7 @@ internal sealed class Publisher(XenStore xenStore)
             {
                 if (guest.Quiesce is null)
                 {
-                    Remove(StorePaths.Introductions(guest.Domid));
+                    xenStore.Remove(StorePaths.Introductions(guest.Domid));
                 }
 
                 return;
@@ -83,7 +80,7 @@ internal sealed class Publisher(XenStore xenStore)
         {
             if (!guest.PublishedVifs.TryGetValue(vif, out MacAddress published) || published != mac)
             {
-                Write(StorePaths.Introductions(guest.Domid, vif), mac.ToString());
+                xenStore.Write(StorePaths.Introductions(guest.Domid, vif), mac.ToString());
                 guest.PublishedVifs[vif] = mac;
             }
         }
@@ -104,7 +101,7 @@ internal sealed class Publisher(XenStore xenStore)
             {
                 if (!Array.Exists(wanted, w => w.Key == key))
                 {
-                    Remove(StorePaths.Introduction(guest.Domid, key));
+                    xenStore.Remove(StorePaths.Introduction(guest.Domid, key));
                 }
             }
 
@@ -112,7 +109,7 @@ internal sealed class Publisher(XenStore xenStore)
             {
                 if (!published.Contains((key, value)))
                 {
-                    Write(StorePaths.Introduction(guest.Domid, key), value.ToString());
+                    xenStore.Write(StorePaths.Introduction(guest.Domid, key), value.ToString());
                 }
             }
 
@@ -131,29 +128,17 @@ internal sealed class Publisher(XenStore xenStore)
     public void PublishQuiesce(GuestRecord guest, QuiesceRequest request) => Try(guest, () =>
     {
         MakeArea(guest);
-        Write(StorePaths.QuiesceRequest(guest.Domid), request.ToString());
+        xenStore.Write(StorePaths.QuiesceRequest(guest.Domid), request.ToString());
     });
 
     /// <summary>Takes that back.</summary>
-    public void WithdrawQuiesce(GuestRecord guest) => Try(guest, () => Remove(StorePaths.QuiesceRequest(guest.Domid)));
+    public void WithdrawQuiesce(GuestRecord guest) => Try(guest, () => xenStore.Remove(StorePaths.QuiesceRequest(guest.Domid)));
 
     private void MakeArea(GuestRecord guest)
     {
         string area = StorePaths.Introductions(guest.Domid);
         xenStore.MakeDirectory(area);
         xenStore.SetPermissions(area, ((ushort)0, XenStoreAccess.None), (guest.Domid, XenStoreAccess.Read));
-    }
-
-    private void Write(string path, string value)
-    {
-        Requests++;
-        xenStore.Write(path, value);
-    }
-
-    private void Remove(string path)
-    {
-        Requests++;
-        xenStore.Remove(path);
     }
 
     private static void Try(GuestRecord guest, Action publish)

@@ -1,3 +1,4 @@
+using XenLoop.Divert;
 using XenLoop.Guest.Channels;
 using XenLoop.Interop.Linux;
 using XenLoop.Loop;
@@ -15,20 +16,21 @@ internal sealed class ChannelTable(ChannelContext context)
 
     private readonly Dictionary<ChannelKey, Channel> _channels = [];
     private int _maxChannels;
+    private Deadline _closeBy = Deadline.Never;
     private bool _crowded;
 
     public int Count => _channels.Count;
 
     public IEnumerable<Channel> All => _channels.Values.OrderBy(c => c.Key.Peer).ThenBy(c => c.Key.PeerVif);
 
-    /// <summary>Bytes that the rings of all channels take, or will.</summary>
-    public long Memory => _channels.Values.Sum(c => c.MemoryBytes);
+    /// <summary>Bytes that the rings of all channels take, or will, and those that peers have not let go of.</summary>
+    public long Memory => _channels.Values.Sum(c => c.MemoryBytes) + context.Kept.Bytes;
 
     /// <summary>Bytes that they may take.</summary>
     public long MemoryLimit { get; private set; }
 
     /// <summary>Some channel has something that a suspend would break.</summary>
-    public bool HoldsAnything => _channels.Values.Any(c => !c.IsWaiting);
+    public bool HoldsAnything => context.Kept.Bytes > 0 || _channels.Values.Any(c => !c.IsWaiting);
 
     /// <summary>When one of them needs a turn though nothing has changed.</summary>
     public Deadline Due
@@ -42,6 +44,20 @@ internal sealed class ChannelTable(ChannelContext context)
             }
 
             return due;
+        }
+    }
+
+    /// <summary>All channels are to be closed by then, those with hostile peers as well; never while nobody asks.</summary>
+    public Deadline CloseBy
+    {
+        get => _closeBy;
+        set
+        {
+            _closeBy = value;
+            foreach (Channel channel in _channels.Values)
+            {
+                channel.CloseBy = value;
+            }
         }
     }
 
@@ -82,12 +98,12 @@ internal sealed class ChannelTable(ChannelContext context)
 
         // Two peers with one address: the divert knows only one of them.
         bool ambiguous = _channels.Values.Any(c => c.Key.Vif == key.Vif && c.PeerMac == peerMac);
-        if (port is null || ambiguous || !HasRoom(packetsPerSecond, now))
+        if (port is null || ambiguous || !HasRoom(key.Peer, packetsPerSecond, now))
         {
             return null;
         }
 
-        channel = new Channel(context, key, port, peerMac);
+        channel = new Channel(context, key, port, peerMac) { CloseBy = _closeBy };
         _channels[key] = channel;
         return channel;
     }
@@ -99,7 +115,20 @@ internal sealed class ChannelTable(ChannelContext context)
     public bool Turn(Func<Channel, bool> isWanted, TimeSpan now)
     {
         bool retired = false;
-        foreach (Channel channel in _channels.Values.ToArray())
+        if (_closeBy.IsDue(now))
+        {
+            // All together: what a peer pours into its ring keeps the data thread from the next command, and this one from its time.
+            context.Loop.RemoveAll();
+        }
+
+        Channel[] channels = [.. _channels.Values];
+        if (Array.FindAll(channels, c => c.IsRunning && !isWanted(c)) is { Length: > 1 } ending)
+        {
+            Array.ForEach(ending, c => c.BeginToStop());
+            VifDivert.WaitForPackets();
+        }
+
+        foreach (Channel channel in channels)
         {
             if (channel.NeedsTurn(isWanted(channel), now))
             {
@@ -131,9 +160,9 @@ internal sealed class ChannelTable(ChannelContext context)
     /// Room for one more channel. If there is none, the least useful one begins to make some when the newcomer has clearly
     /// more traffic: the newcomer's next packets, at most a second later, find it.
     /// </summary>
-    private bool HasRoom(double packetsPerSecond, TimeSpan now)
+    private bool HasRoom(ushort peer, double packetsPerSecond, TimeSpan now)
     {
-        if (_channels.Count < _maxChannels && Memory + (2L * context.RingBytes) <= MemoryLimit)
+        if (_channels.Count < _maxChannels && (context.Kept.Has(peer) || Memory + (2L * context.RingBytes) <= MemoryLimit))
         {
             return true;
         }
@@ -143,13 +172,14 @@ internal sealed class ChannelTable(ChannelContext context)
         {
             failed.Retire(now);
             _channels.Remove(failed.Key);
-            return HasRoom(packetsPerSecond, now);
+            return HasRoom(peer, packetsPerSecond, now);
         }
 
         if (!_crowded)
         {
             _crowded = true;
-            Log.Warning($"{_channels.Count} channels are as many as max-channels ({_maxChannels}) and max-memory-mib ({MemoryLimit >> 20}) allow: "
+            Log.Warning($"{_channels.Count} channels are as many as max-channels ({_maxChannels}) and max-memory-mib ({MemoryLimit >> 20}) allow"
+                + $"{(context.Kept.Bytes > 0 ? $" ({context.Kept.Bytes >> 10} KiB are kept for peers that have not unmapped them)" : "")}: "
                 + "the least used make room for peers with more traffic, which stays on netfront meanwhile");
         }
 

@@ -42,6 +42,9 @@ internal sealed class GuestRole : IRole
     // Longer than a channel's own deadlines (docs/protocol.md): drain, then close.
     private static readonly TimeSpan _shutdownTime = TimeSpan.FromMilliseconds(2500);
 
+    // Before a suspend, which waits for it: for all channels together. What their peers have not taken by then is lost.
+    private static readonly TimeSpan _quiesceTime = TimeSpan.FromMilliseconds(700);
+
     private const int DemandQueueBytes = 4096;
 
     private readonly TimeProvider _clock;
@@ -178,15 +181,34 @@ internal sealed class GuestRole : IRole
             AnswerCalls(now);
         }
 
+        // Not before the last channel is closed, when that is what a suspend waits for.
+        if (_channels.CloseBy.IsNever || _channels.Count == 0)
+        {
+            _context.Taps.Start();
+        }
+
         if (Standing == Standing.Quiescing && _channels.Count == 0)
         {
+            // The interfaces as well, while there is time: no other guest knows of them.
+            if (!_context.Taps.IsIdle && !_channels.CloseBy.IsDue(now))
+            {
+                return Deadline.At(now + ChannelMachine.DrainPoll);
+            }
+
+            if (_context.Kept.Bytes > 0)
+            {
+                CheckNotResumed();
+                _context.Kept.Clear();
+            }
+
             _quiesced = _introductions.QuiesceRequest!;
             _xenStore.Write(StorePaths.OwnQuiesced, _quiesced);
             Log.Info("quiesced: nothing is shared with other guests until the suspend is over");
         }
 
         KeepLooking();
-        return retired ? Deadline.Now : _channels.Due.Or(_vifs.Due);
+        _context.Kept.Look(now, CheckNotResumed);
+        return retired ? Deadline.Now : _channels.Due.Or(_vifs.Due).Or(_context.Kept.Due);
     }
 
     public void WriteStatus(Utf8JsonWriter json)
@@ -197,6 +219,7 @@ internal sealed class GuestRole : IRole
         json.WriteBoolean("enabled", _settings.Enabled);
         json.WriteNumber("channels", _channels.Count);
         json.WriteNumber("ring_memory_bytes", _channels.Memory);
+        json.WriteNumber("kept_memory_bytes", _context.Kept.Bytes);
         json.WriteNumber("ring_memory_limit_bytes", _channels.MemoryLimit);
         json.WriteStartArray("vifs");
         foreach (VifPort port in _vifs.Ports)
@@ -243,6 +266,8 @@ internal sealed class GuestRole : IRole
         }
 
         _channels.RetireAll(_clock.Now());
+        _context.Taps.Wait(null);
+        _context.Kept.Clear();
         _vifs.Dispose();
         _loop.Dispose();
         _demands.Dispose();
@@ -342,6 +367,15 @@ internal sealed class GuestRole : IRole
         {
             _xenStore.Remove(StorePaths.OwnQuiesced);
             _quiesced = null;
+        }
+
+        if (Standing is not Standing.Quiescing and not Standing.Stopping)
+        {
+            _channels.CloseBy = Deadline.Never;
+        }
+        else if (_channels.CloseBy.IsNever)
+        {
+            _channels.CloseBy = Deadline.At(_clock.Now() + (_stopping ? ChannelMachine.CloseTime : _quiesceTime));
         }
     }
 

@@ -55,6 +55,10 @@ internal abstract unsafe class SharedMemory : IDisposable
     /// <summary>The grant references, one per page, as the granter publishes them.</summary>
     public uint[] References { get; protected init; } = [];
 
+    /// <summary>Of one page that this domain granted: another notice in the place of the one it has; null for none. It holds the port of the old one no more.</summary>
+    /// <exception cref="Interop.NativeException">The port is not this process's.</exception>
+    public abstract void SetDeathNotice(DeathNotice? notice);
+
     public abstract void Dispose();
 }
 
@@ -68,6 +72,9 @@ internal interface IEventChannels
 
     /// <summary>Binds to the port that <paramref name="remote"/> offers (the connector's side). Raises one local event at once.</summary>
     EventChannel BindInterdomain(ushort remote, uint remotePort);
+
+    /// <summary>False when there is no such domain any more, and so nothing that it maps.</summary>
+    bool IsDomainAlive(ushort domid);
 }
 
 /// <summary>One event channel with a descriptor of its own. One reader; <see cref="Notify"/> from any thread.</summary>

@@ -21,7 +21,7 @@ internal sealed unsafe class RealXen : IHypervisor, IGrantTable, IEventChannels
     /// <summary>XENFEAT_dom0 (xen/features.h): bit number among the features Xen offers this domain.</summary>
     private const int XENFEAT_dom0 = 11;
 
-    private GntShrHandle? _gntshr;
+    private Gntalloc? _gntalloc;
     private GntTabHandle? _gnttab;
 
     private RealXen(bool isControlDomain) => IsControlDomain = isControlDomain;
@@ -61,24 +61,38 @@ internal sealed unsafe class RealXen : IHypervisor, IGrantTable, IEventChannels
     public SharedMemory Share(ushort peer, int pages, DeathNotice? onDeath = null)
     {
         ArgumentOutOfRangeException.ThrowIfNegativeOrZero(pages);
-        GntShrHandle gntshr = _gntshr ??= OpenGntShr();
+        Gntalloc gntalloc = _gntalloc ??= Gntalloc.Open();
         uint[] references = new uint[pages];
-        void* address = Share(gntshr, peer, references, onDeath, out int errno);
+        byte* address = gntalloc.Allocate(peer, references, out ulong index, out int errno);
         if (errno == ENOSPC && TryRaiseLimit(pages))
         {
-            address = Share(gntshr, peer, references, onDeath, out errno);
+            address = gntalloc.Allocate(peer, references, out index, out errno);
         }
 
         if (address is null)
         {
             throw new NativeException(
-                "xengntshr_share_pages",
+                "ioctl(GNTALLOC_ALLOC_GREF)",
                 $"{pages} pages for domain {peer}",
                 errno,
                 errno == ENOSPC ? $"This guest shares as many pages as gntalloc may; write a larger number to {GntallocLimit}" : null);
         }
 
-        return new Grant(gntshr, (byte*)address, references);
+        Grant grant = new(gntalloc, address, index, references);
+        try
+        {
+            if (onDeath is { } notice)
+            {
+                grant.SetDeathNotice(notice);
+            }
+
+            return grant;
+        }
+        catch
+        {
+            grant.Dispose();
+            throw;
+        }
     }
 
     public SharedMemory Map(ushort peer, ReadOnlySpan<uint> references, DeathNotice? onDeath = null)
@@ -122,11 +136,19 @@ internal sealed unsafe class RealXen : IHypervisor, IGrantTable, IEventChannels
             : throw Failed("xenevtchn_bind_interdomain", handle, $"port {remotePort} of domain {remote}");
     }
 
+    public bool IsDomainAlive(ushort domid)
+    {
+        using EvtchnHandle handle = OpenEvtchn();
+        // A port that no domain has: EINVAL of one that is there, ESRCH of one that is not.
+        int port = xenevtchn_bind_interdomain(handle, domid, uint.MaxValue);
+        return port >= 0 || Marshal.GetLastSystemError() != ESRCH;
+    }
+
     /// <summary>To be called last: mappings, shares and channels are disposed of before.</summary>
     public void Dispose()
     {
         _gnttab?.Dispose();
-        _gntshr?.Dispose();
+        _gntalloc?.Dispose();
     }
 
     private static bool ReadIsControlDomain()
@@ -163,27 +185,6 @@ internal sealed unsafe class RealXen : IHypervisor, IGrantTable, IEventChannels
         }
     }
 
-    private static void* Share(GntShrHandle gntshr, ushort peer, uint[] references, DeathNotice? onDeath, out int errno)
-    {
-        void* address;
-        fixed (uint* first = references)
-        {
-            if (onDeath is { } notice)
-            {
-                ArgumentOutOfRangeException.ThrowIfNotEqual(references.Length, 1);
-                address = xengntshr_share_page_notify(
-                    gntshr, peer, first, writable: 1, (uint)notice.ByteOffset, notice.Channel.Port);
-            }
-            else
-            {
-                address = xengntshr_share_pages(gntshr, peer, references.Length, first, writable: 1);
-            }
-        }
-
-        errno = address is null ? Marshal.GetLastPInvokeError() : 0;
-        return address;
-    }
-
     /// <summary>Lets gntalloc share more: its limit counts the pages of the whole guest, and 1024 is its default.</summary>
     private static bool TryRaiseLimit(int pages)
     {
@@ -199,14 +200,6 @@ internal sealed unsafe class RealXen : IHypervisor, IGrantTable, IEventChannels
         {
             return false;
         }
-    }
-
-    private static GntShrHandle OpenGntShr()
-    {
-        GntShrHandle handle = new(xengntshr_open(IntPtr.Zero, 0));
-        return !handle.IsInvalid
-            ? handle
-            : throw new NativeException("xengntshr_open", "/dev/xen/gntalloc", Marshal.GetLastPInvokeError(), "Try modprobe xen-gntalloc");
     }
 
     private static GntTabHandle OpenGntTab()
@@ -234,15 +227,27 @@ internal sealed unsafe class RealXen : IHypervisor, IGrantTable, IEventChannels
 
     private sealed class Grant : SharedMemory
     {
-        private readonly GntShrHandle _gntshr;
+        private readonly Gntalloc _gntalloc;
+        private readonly ulong _index;
         private bool _disposed;
 
-        public Grant(GntShrHandle gntshr, byte* address, uint[] references)
+        public Grant(Gntalloc gntalloc, byte* address, ulong index, uint[] references)
         {
-            _gntshr = gntshr;
+            _gntalloc = gntalloc;
+            _index = index;
             Address = address;
             Length = references.Length * XC_PAGE_SIZE;
             References = references;
+        }
+
+        public override void SetDeathNotice(DeathNotice? notice)
+        {
+            ArgumentOutOfRangeException.ThrowIfNotEqual(References.Length, 1);
+            int errno = _gntalloc.SetUnmapNotify(_index, notice?.ByteOffset, notice?.Channel.Port ?? 0);
+            if (errno != 0)
+            {
+                throw new NativeException("ioctl(GNTALLOC_SET_UNMAP_NOTIFY)", $"page {_index}", errno);
+            }
         }
 
         public override void Dispose()
@@ -250,8 +255,7 @@ internal sealed unsafe class RealXen : IHypervisor, IGrantTable, IEventChannels
             if (!_disposed)
             {
                 _disposed = true;
-                // A munmap, which does not fail; the kernel keeps pages the peer still has mapped.
-                _ = xengntshr_unshare(_gntshr, Address, (uint)References.Length);
+                _gntalloc.End(Address, _index, References.Length);
             }
         }
     }
@@ -268,6 +272,8 @@ internal sealed unsafe class RealXen : IHypervisor, IGrantTable, IEventChannels
             Length = references.Length * XC_PAGE_SIZE;
             References = references;
         }
+
+        public override void SetDeathNotice(DeathNotice? notice) => throw new NotSupportedException("of what is granted, not of what is mapped");
 
         public override void Dispose()
         {

@@ -39,7 +39,7 @@ internal sealed class ControlLoop : IDisposable
             PosixSignalRegistration.Create(PosixSignal.SIGTERM, context => Request(context, _terminate)),
             PosixSignalRegistration.Create(PosixSignal.SIGINT, context => Request(context, _terminate)),
         ];
-        _control = new ControlSocket(ControlSocket.DefaultPath);
+        _control = new ControlSocket(ControlSocket.ServicePath);
     }
 
     public static string Version => typeof(ControlLoop).Assembly.GetCustomAttribute<AssemblyInformationalVersionAttribute>()?.InformationalVersion ?? "unknown";

@@ -38,10 +38,11 @@ internal sealed class WatchSet(IWatchSource store)
         }
     }
 
-    /// <summary>Takes all that fired.</summary>
-    public void Drain()
+    /// <summary>Takes what fired.</summary>
+    /// <param name="most">So many at most: what is left keeps the connection's descriptor readable.</param>
+    public void Drain(int most = int.MaxValue)
     {
-        while (store.TryTakeWatch(out string path, out string token))
+        for (int i = 0; i < most && store.TryTakeWatch(out string path, out string token); i++)
         {
             // None: it was removed by another's handler.
             _handlers.GetValueOrDefault(token)?.Invoke(path);

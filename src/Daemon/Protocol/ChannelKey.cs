@@ -29,6 +29,9 @@ internal readonly record struct ChannelKey(int Vif, ushort Peer, int PeerVif)
             : null;
     }
 
+    /// <summary>The name of the channel's node.</summary>
+    public string NodeName => $"{Vif}-{Peer}-{PeerVif}";
+
     /// <summary>The name of the peer below an introduction's vif.</summary>
     public string PeerName => $"{Peer}-{PeerVif}";
 

@@ -1,4 +1,5 @@
 using System.Globalization;
+using System.Text;
 
 namespace XenLoop.Protocol;
 
@@ -23,6 +24,9 @@ internal enum ChannelPhase
 internal readonly record struct ChannelMessage(
     ChannelPhase Phase, ulong Session, Offer Offer = default, uint GrantReference = 0, uint Port = 0, string Reason = "")
 {
+    /// <summary>Characters of a peer's words that are taken: they go into this side's log, status and node.</summary>
+    public const int LongestReason = 80;
+
     /// <summary>True while the side that says this waits for the other to notice.</summary>
     public bool IsCall => Phase is ChannelPhase.Calling or ChannelPhase.Listening;
 
@@ -64,12 +68,37 @@ internal readonly record struct ChannelMessage(
             case "closing":
                 return new ChannelMessage(ChannelPhase.Closing, session);
             case "closed":
-                return new ChannelMessage(ChannelPhase.Closed, session, Reason: string.Join(' ', fields[2..]));
+                return new ChannelMessage(ChannelPhase.Closed, session, Reason: Legible(fields.AsSpan(2)));
             case "declined":
-                return new ChannelMessage(ChannelPhase.Declined, session, Reason: string.Join(' ', fields[2..]));
+                return new ChannelMessage(ChannelPhase.Declined, session, Reason: Legible(fields.AsSpan(2)));
             default:
                 return null;
         }
+    }
+
+    /// <summary>Cut, and with nothing in it but printable ASCII.</summary>
+    private static string Legible(ReadOnlySpan<string> words)
+    {
+        StringBuilder reason = new(LongestReason);
+        foreach (string word in words)
+        {
+            if (reason.Length > 0)
+            {
+                reason.Append(' ');
+            }
+
+            foreach (char c in word.AsSpan(0, Math.Min(word.Length, LongestReason + 1)))
+            {
+                reason.Append(c is > ' ' and <= '~' ? c : '?');
+            }
+
+            if (reason.Length > LongestReason)
+            {
+                return $"{reason.ToString(0, LongestReason - 3)}...";
+            }
+        }
+
+        return reason.ToString();
     }
 
     private static string Word(ChannelPhase phase) => phase switch

@@ -57,7 +57,7 @@ internal static class StorePaths
     public static string Quiesced(ushort domid) => $"{Home(domid)}/{OwnQuiesced}";
 
     /// <summary>Where this guest says the state of its side of a channel, relative to its home.</summary>
-    public static string OwnChannel(ChannelKey key) => $"{OwnArea}/{key.Vif}-{key.Peer}-{key.PeerVif}";
+    public static string OwnChannel(ChannelKey key) => $"{OwnArea}/{key.NodeName}";
 
     /// <summary>Where the peer says the state of its side.</summary>
     public static string PeersChannel(ChannelKey key, ushort self) => $"{Area(key.Peer)}/{key.PeerVif}-{self}-{key.Vif}";

@@ -93,6 +93,17 @@ internal sealed unsafe class RingConsumer
     /// <summary>Looks at the peer's index. Cheap enough to spin on.</summary>
     public bool HasData() => _index != _produced || ReadProduced();
 
+    /// <summary>The peer's index as it is now.</summary>
+    /// <exception cref="PeerViolationException">No honest peer can have it.</exception>
+    public uint Produced()
+    {
+        ReadProduced();
+        return _produced;
+    }
+
+    /// <summary>Not everything before this index, which was once the peer's, is taken.</summary>
+    public bool IsBefore(uint index) => (int)(index - _index) > 0;
+
     private bool ReadProduced()
     {
         // Acquire: records are read after the index that covers them.

@@ -102,6 +102,9 @@ internal sealed unsafe class RingProducer
     /// <summary>The peer's index when last looked at; only differences mean anything.</summary>
     public uint Consumed => _consumed;
 
+    /// <summary>As of when the peer's index was last looked at: half of the ring is free, as <see cref="ArmSpace"/> asks for, or room for a record if that is more.</summary>
+    public bool HasRoom => Free >= Math.Max(_ringBytes / 2, RingRecord.MaxBytes);
+
     private uint Free => _ringBytes - (_index - _consumed);
 
     private void ReadConsumed()

@@ -16,9 +16,12 @@ internal delegate void ControlHandler(Utf8JsonWriter json, ReadOnlySpan<string> 
 /// </summary>
 internal sealed class ControlSocket : IDisposable
 {
-    /// <summary>In the runtime directory that the service manager (or the lab) gave, else in /run/xenloop.</summary>
-    public static string DefaultPath =>
-        Path.Combine(Environment.GetEnvironmentVariable("RUNTIME_DIRECTORY") ?? "/run/xenloop", "control.sock");
+    /// <summary>Where the operator's command asks. Whoever starts that, or what starts it, gets no say in this by the environment.</summary>
+    public const string DefaultPath = "/run/xenloop/control.sock";
+
+    /// <summary>The daemon's own: in the runtime directory that the service manager (or the lab) gave, else <see cref="DefaultPath"/>.</summary>
+    public static string ServicePath =>
+        Environment.GetEnvironmentVariable("RUNTIME_DIRECTORY") is { Length: > 0 } directory ? Path.Combine(directory, "control.sock") : DefaultPath;
 
     private const int ClientTimeoutMilliseconds = 200;
     private const int ProbeTimeoutMilliseconds = 2000;

@@ -2,8 +2,7 @@ using System.Runtime.InteropServices;
 
 namespace XenLoop.Interop.Xen;
 
-/// <summary>libxengnttab (xengnttab.h): gntshr grants pages, gnttab maps what others granted. Failures are also logged
-/// by the library itself, to stderr.</summary>
+/// <summary>libxengnttab (xengnttab.h): maps what others granted. Failures are also logged by the library itself, to stderr.</summary>
 internal static unsafe partial class LibXenGntTab
 {
     public const string Library = "xengnttab";
@@ -36,28 +35,6 @@ internal static unsafe partial class LibXenGntTab
     // int xengnttab_unmap(xengnttab_handle *xgt, void *start_address, uint32_t count);
     [LibraryImport(Library, SetLastError = true)]
     public static partial int xengnttab_unmap(GntTabHandle xgt, void* start_address, uint count);
-
-    // xengntshr_handle *xengntshr_open(struct xentoollog_logger *logger, unsigned open_flags);
-    [LibraryImport(Library, SetLastError = true)]
-    public static partial IntPtr xengntshr_open(IntPtr logger, uint open_flags);
-
-    // int xengntshr_close(xengntshr_handle *xgs);
-    [LibraryImport(Library)]
-    public static partial int xengntshr_close(IntPtr xgs);
-
-    // void *xengntshr_share_pages(xengntshr_handle *xgs, uint32_t domid, int count, uint32_t *refs, int writable);
-    [LibraryImport(Library, SetLastError = true)]
-    public static partial void* xengntshr_share_pages(GntShrHandle xgs, uint domid, int count, uint* refs, int writable);
-
-    // void *xengntshr_share_page_notify(xengntshr_handle *xgs, uint32_t domid, uint32_t *ref, int writable,
-    //                                   uint32_t notify_offset, evtchn_port_t notify_port);
-    [LibraryImport(Library, SetLastError = true)]
-    public static partial void* xengntshr_share_page_notify(
-        GntShrHandle xgs, uint domid, uint* @ref, int writable, uint notify_offset, uint notify_port);
-
-    // int xengntshr_unshare(xengntshr_handle *xgs, void *start_address, uint32_t count);
-    [LibraryImport(Library, SetLastError = true)]
-    public static partial int xengntshr_unshare(GntShrHandle xgs, void* start_address, uint count);
 }
 
 /// <summary>The driver that maps other domains' grants (/dev/xen/gntdev). Its mappings must be unmapped first.</summary>
@@ -69,15 +46,4 @@ internal sealed class GntTabHandle : SafeHandle
     public override bool IsInvalid => handle == IntPtr.Zero;
 
     protected override bool ReleaseHandle() => LibXenGntTab.xengnttab_close(handle) == 0;
-}
-
-/// <summary>The driver that grants this domain's pages (/dev/xen/gntalloc). Its shares must be ended first.</summary>
-internal sealed class GntShrHandle : SafeHandle
-{
-    public GntShrHandle(IntPtr handle)
-        : base(IntPtr.Zero, ownsHandle: true) => SetHandle(handle);
-
-    public override bool IsInvalid => handle == IntPtr.Zero;
-
-    protected override bool ReleaseHandle() => LibXenGntTab.xengntshr_close(handle) == 0;
 }

@@ -47,6 +47,9 @@ internal sealed unsafe class XenStore : IWatchSource, IStoreReader, IDisposable
     /// It does not become readable when the connection is lost: any other call tells.</summary>
     public int FileDescriptor { get; }
 
+    /// <summary>Requests so far, each a round trip to xenstored: what its other clients wait for. Exact while one thread uses the connection.</summary>
+    public long Requests { get; private set; }
+
     /// <summary>Connects to <c>$XENSTORED_PATH</c> if set, else to a local xenstored, else through the kernel.</summary>
     public static XenStore Open()
     {
@@ -283,8 +286,10 @@ internal sealed unsafe class XenStore : IWatchSource, IStoreReader, IDisposable
         return new(call, path, errno, errno == ENOSPC ? "This domain's quota of XenStore nodes is used up" : null);
     }
 
-    private static void Check(string call, string path, int more = 0, bool special = false)
+    /// <summary>Before each request.</summary>
+    private void Check(string call, string path, int more = 0, bool special = false)
     {
+        Requests++;
         ReadOnlySpan<char> node = special && path.StartsWith('@') ? path.AsSpan(1) : path;
         bool absolute = path.StartsWith('/');
         if (node.IsEmpty

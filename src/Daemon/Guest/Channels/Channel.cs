@@ -7,7 +7,6 @@ using XenLoop.Interop.Linux;
 using XenLoop.Interop.Xen;
 using XenLoop.Loop;
 using XenLoop.Protocol;
-using XenLoop.Service;
 
 namespace XenLoop.Guest.Channels;
 
@@ -21,6 +20,15 @@ internal sealed record ChannelContext(
     /// <summary>A channel that carries nothing for so long is dropped.</summary>
     public TimeSpan IdleTime { get; set; }
 
+    /// <summary>What peers have not let go of.</summary>
+    public KeptMemory Kept { get; } = new(Hypervisor.EventChannels);
+
+    /// <summary>Removes the TAPs of channels that are over.</summary>
+    public TapReaper Taps { get; } = new();
+
+    /// <summary>The log, as far as peers fill it.</summary>
+    public PeerLog Messages { get; } = new();
+
     /// <summary>To be called before anything of the hypervisor's is given back: after a suspend it must not be.</summary>
     public required Action CheckNotResumed { get; init; }
 }
@@ -31,6 +39,9 @@ internal sealed record ChannelContext(
 /// </summary>
 internal sealed class Channel
 {
+    // For what a peer that says it has stopped has left in its ring: a full one of the smallest packets, and some.
+    private static readonly TimeSpan _drainTime = TimeSpan.FromMilliseconds(250);
+
     private readonly ChannelContext _context;
     private readonly VifPort _port;
     private readonly bool _listener;
@@ -42,6 +53,7 @@ internal sealed class Channel
     // Kept while the channel has not proved itself: a peer that fails in the same way each time is logged once.
     private string _lastLogged = "";
     private bool _heard;
+    private ChannelMessage? _said;
 
     public Channel(ChannelContext context, ChannelKey key, VifPort port, MacAddress peerMac)
     {
@@ -70,7 +82,7 @@ internal sealed class Channel
     public bool IsRunning => _machine.Step == ChannelStep.Running;
 
     /// <summary>When to call <see cref="Turn"/> again though nothing has changed.</summary>
-    public Deadline Due => _machine.Due;
+    public Deadline Due => _machine.Due.Or(_node.Due);
 
     /// <summary>Running, and for so long that dropping it would not be restless.</summary>
     public bool IsProven(TimeSpan now) => IsRunning && _machine.IsProven(now);
@@ -84,6 +96,15 @@ internal sealed class Channel
     /// <summary>Closes the channel in two phases at the next turn, if it runs.</summary>
     public void Drop(string reason) => _machine.Drop(reason);
 
+    /// <summary>See <see cref="ChannelMachine.CloseBy"/>.</summary>
+    public Deadline CloseBy
+    {
+        set => _machine.CloseBy = value;
+    }
+
+    /// <summary>See <see cref="ChannelResources.BeginToStop"/>. Of one that runs.</summary>
+    public void BeginToStop() => _resources.BeginToStop();
+
     /// <summary>The time after which a channel counts as idle is another one.</summary>
     public void IdleTimeChanged(TimeSpan now) => _machine.SetIdleTime(_context.IdleTime, now);
 
@@ -96,6 +117,7 @@ internal sealed class Channel
     /// <param name="now">See <see cref="Deadline"/>.</param>
     public bool NeedsTurn(bool wanted, TimeSpan now)
     {
+        _node.Bound(now);
         bool changed = _machine.Wanted != wanted || _machine.Obstacle != _port.Obstacle;
         _machine.Wanted = wanted;
         return changed || _heard || _resources.Fault is not null || Due.IsDue(now);
@@ -104,12 +126,18 @@ internal sealed class Channel
     /// <summary>Moves as far as possible.</summary>
     public void Turn(TimeSpan now)
     {
-        _heard = false;
-        ChannelMessage? said = _node.Read();
+        // Each change is told; with sixty channels to close, to look at each time as well would take longer than the rest.
+        if (_heard || _said is null)
+        {
+            _heard = false;
+            _said = _node.Read();
+        }
+
+        ChannelMessage? said = _said;
         _machine.Obstacle = _port.Obstacle;
         if (said is { Phase: ChannelPhase.Declined })
         {
-            TellDeclined(said.Value.Reason);
+            TellDeclined(said.Value.Reason, now);
         }
 
         _machine.Look(_resources.Moved, now);
@@ -197,16 +225,16 @@ internal sealed class Channel
                 case ChannelAct.DrainTap or ChannelAct.DrainTapLast when !_resources.DrainTap() && move.Act == ChannelAct.DrainTap:
                     return false;
                 case ChannelAct.DrainTap or ChannelAct.DrainTapLast or ChannelAct.SayClosing:
-                    TrySay(new ChannelMessage(ChannelPhase.Closing, move.Session));
+                    TrySay(new ChannelMessage(ChannelPhase.Closing, move.Session), now);
                     break;
                 case ChannelAct.Release:
                     Release(move, now);
                     return true;
                 case ChannelAct.Decline:
-                    TrySay(new ChannelMessage(ChannelPhase.Declined, move.Session, Reason: move.Reason));
+                    TrySay(new ChannelMessage(ChannelPhase.Declined, move.Session, Reason: move.Reason), now);
                     break;
                 case ChannelAct.TakeBack:
-                    TrySay(new ChannelMessage(ChannelPhase.Closed, move.Session));
+                    TrySay(new ChannelMessage(ChannelPhase.Closed, move.Session), now);
                     break;
             }
         }
@@ -220,7 +248,7 @@ internal sealed class Channel
         if (IsRunning)
         {
             _lastComplaint = "";
-            Log.Info($"channel up: {Key}, {(_listener ? "listener" : "connector")}, rings of {_resources.RingBytes / 1024} KiB");
+            _context.Messages.Info(Key.Peer, $"channel up: {Key}, {(_listener ? "listener" : "connector")}, rings of {_resources.RingBytes / 1024} KiB", now);
         }
 
         return true;
@@ -234,30 +262,38 @@ internal sealed class Channel
             _lastLogged = "";
         }
 
-        _resources.Release();
+        TimeSpan patience = _machine.CloseBy.IsNever ? _drainTime : TimeSpan.FromTicks(Math.Min(_drainTime.Ticks, _machine.CloseBy.In(now).Ticks));
+        // A listener that nobody has answered has nothing that is mapped, as far as its peer says.
+        LetGo letGo = _said is { } said && said.Session == move.Session ? (said.Phase == ChannelPhase.Closed ? LetGo.Closed : LetGo.Unsaid)
+            : _machine.Step == ChannelStep.Listening ? LetGo.NeverConnected
+            : LetGo.Unsaid;
+        _resources.Release(patience, letGo, now);
         _machine.Did(move, now);
         if (move.Failed)
         {
             _lastComplaint = move.Reason;
             if (IsNews(move.Reason))
             {
-                Log.Warning($"channel closed: {Key}: {move.Reason}. Traffic goes by netfront; next attempt in {(long)_machine.Retry.In(now).TotalMilliseconds} ms");
+                _context.Messages.Warning(
+                    Key.Peer,
+                    $"channel closed: {Key}: {move.Reason}. Traffic goes by netfront; next attempt in {(long)_machine.Retry.In(now).TotalMilliseconds} ms",
+                    now);
             }
         }
         else if (wasUp)
         {
-            Log.Info($"channel closed: {Key}: {move.Reason}");
+            _context.Messages.Info(Key.Peer, $"channel closed: {Key}: {move.Reason}", now);
         }
 
-        TrySay(new ChannelMessage(ChannelPhase.Closed, move.Session, Reason: move.Reason));
+        TrySay(new ChannelMessage(ChannelPhase.Closed, move.Session, Reason: move.Reason), now);
     }
 
-    private void TellDeclined(string reason)
+    private void TellDeclined(string reason, TimeSpan now)
     {
         _lastComplaint = $"the peer declines: {reason}";
         if (IsNews(_lastComplaint))
         {
-            Log.Info($"{Key} stays on netfront: {_lastComplaint}");
+            _context.Messages.Info(Key.Peer, $"{Key} stays on netfront: {_lastComplaint}", now);
         }
     }
 
@@ -271,7 +307,7 @@ internal sealed class Channel
     }
 
     /// <summary>On the way out, what cannot be said (XenStore is full, say) must not keep anything from being released.</summary>
-    private void TrySay(in ChannelMessage message)
+    private void TrySay(in ChannelMessage message, TimeSpan now)
     {
         try
         {
@@ -281,7 +317,7 @@ internal sealed class Channel
         {
             if (IsNews(e.Message))
             {
-                Log.Warning($"{Key}: {e.Message}");
+                _context.Messages.Warning(Key.Peer, $"{Key}: {e.Message}", now);
             }
         }
     }

@@ -100,6 +100,9 @@ internal sealed class ChannelMachine(bool listener, ushort peer, Func<ulong> new
     /// <summary>What waits for a peer that declines is forgotten when no packets have asked for it for so long.</summary>
     public static readonly TimeSpan Patience = TimeSpan.FromSeconds(30);
 
+    /// <summary>Of what there is until <see cref="CloseBy"/>, so much is for the peer to hear "closing" and to take the rest.</summary>
+    public static readonly TimeSpan LastWords = TimeSpan.FromMilliseconds(200);
+
     private static readonly ChannelMove _nothing = new(ChannelAct.None);
 
     private readonly Backoff _backoff = new();
@@ -131,6 +134,9 @@ internal sealed class ChannelMachine(bool listener, ushort peer, Func<ulong> new
 
     /// <summary>A channel that carries nothing for so long is dropped.</summary>
     public TimeSpan IdleTime { get; private set; } = TimeSpan.FromMinutes(5);
+
+    /// <summary>A close, now or later, is over by then, whatever the peer does.</summary>
+    public Deadline CloseBy { get; set; } = Deadline.Never;
 
     /// <summary>When to decide again though nothing has changed.</summary>
     public Deadline Due { get; private set; }
@@ -253,7 +259,7 @@ internal sealed class ChannelMachine(bool listener, ushort peer, Func<ulong> new
             case ChannelStep.Draining:
                 return new(
                     fault is not null ? ChannelAct.SayClosing
-                    : now - _stepSince > CloseTime ? ChannelAct.DrainTapLast
+                    : now - _stepSince > CloseTime || CloseBy.Plus(-LastWords).IsDue(now) ? ChannelAct.DrainTapLast
                     : ChannelAct.DrainTap,
                     _session);
 
@@ -261,7 +267,8 @@ internal sealed class ChannelMachine(bool listener, ushort peer, Func<ulong> new
                 // The connector owns no memory: once the listener has stopped producing, it may drain and go.
                 || (!listener && phase == ChannelPhase.Closing)
                 || fault is not null
-                || HasLasted(CloseTime, now):
+                || HasLasted(CloseTime, now)
+                || CloseBy.IsDue(now):
                 // A peer that has unmapped already looks as if it had died.
                 return Release(fault is null or { Of: FaultOf.DeadPeer } ? _closeReason : fault.Message, failed: fault is { Of: FaultOf.Peer });
 
@@ -344,7 +351,7 @@ internal sealed class ChannelMachine(bool listener, ushort peer, Func<ulong> new
             ChannelStep.Calling or ChannelStep.Listening or ChannelStep.Connected => Deadline.At(_stepSince + AnswerTime),
             ChannelStep.Running => _meter.NextLook,
             ChannelStep.Draining => Deadline.At(now + DrainPoll),
-            _ => Deadline.At(_stepSince + CloseTime),
+            _ => CloseBy.Or(Deadline.At(_stepSince + CloseTime)),
         };
     }
 

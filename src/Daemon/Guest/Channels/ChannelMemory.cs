@@ -1,7 +1,6 @@
 using XenLoop.Hypervisor;
 using XenLoop.Interop;
 using XenLoop.Ring;
-using XenLoop.Service;
 
 namespace XenLoop.Guest.Channels;
 
@@ -9,16 +8,18 @@ namespace XenLoop.Guest.Channels;
 /// What the two sides of a channel share: control page, ring pages, event channel. The listener makes it, the
 /// connector maps it. Released in the order that leaves nothing dangling: memory first (which tells the peer), port last.
 /// </summary>
-internal sealed unsafe class ChannelMemory : IDisposable
+internal sealed unsafe class ChannelMemory
 {
+    private readonly GrantedPages? _granted;
     private readonly SharedMemory _control;
     private readonly SharedMemory _rings;
     private readonly uint _ringBytes;
     private readonly bool _listener;
 
-    private ChannelMemory(bool listener, EventChannel events, SharedMemory control, SharedMemory rings, uint ringBytes)
+    private ChannelMemory(GrantedPages? granted, EventChannel events, SharedMemory control, SharedMemory rings, uint ringBytes)
     {
-        _listener = listener;
+        _granted = granted;
+        _listener = granted is not null;
         Events = events;
         _control = control;
         _rings = rings;
@@ -36,34 +37,44 @@ internal sealed unsafe class ChannelMemory : IDisposable
 
     private ControlPage* Page => (ControlPage*)_control.Address;
 
-    /// <summary>The listener's side: grants everything to <paramref name="peer"/>.</summary>
+    /// <summary>The listener's side: grants everything to <paramref name="peer"/>, in pages that it was granted before, if it has not let go of them.</summary>
     /// <exception cref="NativeException">Too few pages, grants or ports even for the smallest rings.</exception>
-    public static ChannelMemory Listen(IHypervisor hypervisor, ushort peer, ulong session, uint ringBytes)
+    public static ChannelMemory Listen(IHypervisor hypervisor, KeptMemory kept, ushort peer, ulong session, uint ringBytes)
     {
         EventChannel events = hypervisor.EventChannels.AllocateUnbound(peer);
-        SharedMemory? control = null;
+        GrantedPages? before = kept.Take(peer), pages = before;
         try
         {
-            control = hypervisor.Grants.Share(peer, 1, new DeathNotice(ControlPage.ListenerAliveOffset, events));
-            SharedMemory rings = ShareRings(hypervisor, peer, ref ringBytes);
-            ControlPage* page = (ControlPage*)control.Address;
+            pages ??= GrantedPages.Share(hypervisor, peer, ringBytes);
+            pages.Wipe();
+            pages.Control.SetDeathNotice(new DeathNotice(ControlPage.ListenerAliveOffset, events));
+            ControlPage* page = (ControlPage*)pages.Control.Address;
             page->Magic = ControlPage.MagicValue;
             page->Version = ControlPage.CurrentVersion;
-            page->RingBytes = ringBytes;
+            page->RingBytes = pages.RingBytes;
             page->Session = session;
             page->ListenerAlive = 1;
             // Until the connector is there it counts as alive: only its death clears the byte.
             page->ConnectorAlive = 1;
-            for (int i = 0; i < rings.References.Length; i++)
+            for (int i = 0; i < pages.Rings.References.Length; i++)
             {
-                page->RingReferences[i] = rings.References[i];
+                page->RingReferences[i] = pages.Rings.References[i];
             }
 
-            return new ChannelMemory(true, events, control, rings, ringBytes);
+            return new ChannelMemory(pages, events, pages.Control, pages.Rings, pages.RingBytes);
         }
         catch
         {
-            control?.Dispose();
+            if (before is not null)
+            {
+                kept.Put(peer, before);
+            }
+            else
+            {
+                // Nobody was told of them.
+                pages?.Dispose();
+            }
+
             events.Dispose();
             throw;
         }
@@ -98,7 +109,7 @@ internal sealed unsafe class ChannelMemory : IDisposable
 
             int pages = (int)(2 * copy.RingBytes / ControlPage.PageSize);
             SharedMemory rings = hypervisor.Grants.Map(peer, new ReadOnlySpan<uint>(copy.RingReferences, pages));
-            return new ChannelMemory(false, events, control, rings, copy.RingBytes);
+            return new ChannelMemory(null, events, control, rings, copy.RingBytes);
         }
         catch
         {
@@ -118,27 +129,27 @@ internal sealed unsafe class ChannelMemory : IDisposable
         ? new RingConsumer(_rings.Address + _ringBytes, _ringBytes, &Page->Consumer1, &Page->Producer1)
         : new RingConsumer(_rings.Address, _ringBytes, &Page->Consumer0, &Page->Producer0);
 
-    public void Dispose()
+    /// <summary>Gives everything back, except what the peer holds on to.</summary>
+    /// <param name="kept">Gets that.</param>
+    /// <param name="peer">Of the channel.</param>
+    /// <param name="said">The peer's word for having let go.</param>
+    /// <param name="now">See <see cref="Loop.Deadline"/>.</param>
+    public void Release(KeptMemory kept, ushort peer, LetGo said, TimeSpan now)
     {
-        _rings.Dispose();
-        _control.Dispose();
-        Events.Dispose();
-    }
-
-    // A guest short of grantable pages gets smaller rings rather than none.
-    private static SharedMemory ShareRings(IHypervisor hypervisor, ushort peer, ref uint ringBytes)
-    {
-        while (true)
+        if (_granted is null)
         {
-            try
-            {
-                return hypervisor.Grants.Share(peer, (int)(2 * ringBytes / ControlPage.PageSize));
-            }
-            catch (NativeException e) when (ringBytes > ControlPage.MinRingBytes)
-            {
-                ringBytes /= 2;
-                Log.Warning($"domain {peer}: rings of {ringBytes / 1024} KiB, because: {e.Message}");
-            }
+            _rings.Dispose();
+            _control.Dispose();
         }
+        else
+        {
+            // As at the death of this process; and the port is not to be held by a page that outlives it.
+            Volatile.Write(ref Page->ListenerAlive, 0);
+            Events.Notify();
+            _granted.Control.SetDeathNotice(null);
+            kept.Return(peer, _granted, said, now);
+        }
+
+        Events.Dispose();
     }
 }

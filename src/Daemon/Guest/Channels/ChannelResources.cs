@@ -13,6 +13,7 @@ internal sealed class ChannelResources(ChannelContext context, ChannelKey key, V
     private ChannelTap? _tap;
     private ChannelPath? _path;
     private int _slot = -1;
+    private bool _settled;
 
     /// <summary>Bytes of each ring; 0 while there are none.</summary>
     public uint RingBytes => _memory?.RingBytes ?? 0;
@@ -33,7 +34,7 @@ internal sealed class ChannelResources(ChannelContext context, ChannelKey key, V
     /// <returns>What the connector has to know.</returns>
     public (uint GrantReference, uint Port) Listen(ulong session)
     {
-        _memory = ChannelMemory.Listen(context.Hypervisor, key.Peer, session, context.RingBytes);
+        _memory = ChannelMemory.Listen(context.Hypervisor, context.Kept, key.Peer, session, context.RingBytes);
         return (_memory.GrantReference, _memory.Events.Port);
     }
 
@@ -52,10 +53,11 @@ internal sealed class ChannelResources(ChannelContext context, ChannelKey key, V
             throw new NoSlotException();
         }
 
+        context.Taps.Wait(key.TapName);
         bool uso = (context.Offer.Features & peer.Features & Features.Uso) != 0;
         _tap = port.OpenTap(key.TapName, uso);
         _path = new ChannelPath(_tap.Device, _memory!.Events, _memory.CreateProducer(), _memory.CreateConsumer(), _memory.PeerAlive,
-            port.Divert.Stamp(_slot), port.Mac, peerMac);
+            port.Divert.Stamp(_slot), port.Mac, peerMac, uso);
         context.Loop.Add(_path);
     }
 
@@ -63,14 +65,26 @@ internal sealed class ChannelResources(ChannelContext context, ChannelKey key, V
     {
         port.Divert.Connect(peerMac, _tap!.Device.Index, _slot);
         port.Divert.Stamp(_slot).Open();
+        _settled = false;
+    }
+
+    /// <summary>The first half of <see cref="StopDiverting"/>, for who stops several channels: <see cref="VifDivert.WaitForPackets"/> comes
+    /// after the last of them, and once.</summary>
+    public void BeginToStop()
+    {
+        Block();
+        _settled = true;
     }
 
     /// <summary>Ends when the last packet that was diverted is in the TAP.</summary>
     public void StopDiverting()
     {
-        Block();
-        // What another CPU was about to divert is in the TAP afterwards, and is drained with the rest.
-        VifDivert.WaitForPackets();
+        if (!_settled)
+        {
+            Block();
+            // What another CPU was about to divert is in the TAP afterwards, and is drained with the rest.
+            VifDivert.WaitForPackets();
+        }
     }
 
     /// <summary>Empties the TAP into the ring, on the data thread.</summary>
@@ -94,7 +108,10 @@ internal sealed class ChannelResources(ChannelContext context, ChannelKey key, V
     }
 
     /// <summary>Gives everything back, whatever there is; the peer may be dead.</summary>
-    public void Release()
+    /// <param name="patience">For what the peer has left in its ring.</param>
+    /// <param name="said">The peer's word for having let go of the memory.</param>
+    /// <param name="now">See <see cref="Loop.Deadline"/>.</param>
+    public void Release(TimeSpan patience, LetGo said, TimeSpan now)
     {
         if (_path is { } path)
         {
@@ -103,7 +120,7 @@ internal sealed class ChannelResources(ChannelContext context, ChannelKey key, V
             if (path.Fault is null or PeerGoneException)
             {
                 // The thread that pumped has let go of it: what the peer left is taken here, and nothing is lost.
-                TryDrain(path);
+                TryDrain(path, patience);
             }
 
             _path = null;
@@ -117,14 +134,14 @@ internal sealed class ChannelResources(ChannelContext context, ChannelKey key, V
 
         if (_tap is not null)
         {
-            port.CloseTap(_tap);
+            port.CloseTap(_tap, context.Taps);
             _tap = null;
         }
 
         if (_memory is not null)
         {
             context.CheckNotResumed();
-            _memory.Dispose();
+            _memory.Release(context.Kept, key.Peer, said, now);
             _memory = null;
         }
     }
@@ -135,11 +152,11 @@ internal sealed class ChannelResources(ChannelContext context, ChannelKey key, V
         port.Divert.Disconnect(peerMac);
     }
 
-    private static void TryDrain(ChannelPath path)
+    private static void TryDrain(ChannelPath path, TimeSpan patience)
     {
         try
         {
-            path.DrainRing();
+            path.DrainRing(patience);
         }
         catch (PeerViolationException)
         {

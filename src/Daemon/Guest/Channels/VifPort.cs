@@ -122,10 +122,12 @@ internal sealed class VifPort : IDisposable
         }
     }
 
-    public void CloseTap(ChannelTap tap)
+    /// <param name="tap">One of this vif's.</param>
+    /// <param name="reaper">Removes it.</param>
+    public void CloseTap(ChannelTap tap, TapReaper reaper)
     {
         _taps.Remove(tap);
-        tap.Dispose();
+        reaper.Add(tap);
     }
 
     public void Dispose() => Divert.Dispose();
