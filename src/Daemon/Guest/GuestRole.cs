@@ -43,7 +43,10 @@ internal sealed class GuestRole : IRole
     private static readonly TimeSpan _shutdownTime = TimeSpan.FromMilliseconds(2500);
 
     // Before a suspend, which waits for it: for all channels together. What their peers have not taken by then is lost.
-    private static readonly TimeSpan _quiesceTime = TimeSpan.FromMilliseconds(700);
+    // The more channels, the sooner, for each takes some milliseconds to be released after that.
+    private const int LongestQuiesceMilliseconds = 1000;
+    private const int ShortestQuiesceMilliseconds = 400;
+    private const int ReleaseMilliseconds = 12;
 
     private const int DemandQueueBytes = 4096;
 
@@ -375,9 +378,12 @@ internal sealed class GuestRole : IRole
         }
         else if (_channels.CloseBy.IsNever)
         {
-            _channels.CloseBy = Deadline.At(_clock.Now() + (_stopping ? ChannelMachine.CloseTime : _quiesceTime));
+            _channels.CloseBy = Deadline.At(_clock.Now() + (_stopping ? ChannelMachine.CloseTime : QuiesceTime));
         }
     }
+
+    private TimeSpan QuiesceTime =>
+        TimeSpan.FromMilliseconds(Math.Max(ShortestQuiesceMilliseconds, LongestQuiesceMilliseconds - (ReleaseMilliseconds * _channels.Count)));
 
     private void FollowVifs(TimeSpan now)
     {

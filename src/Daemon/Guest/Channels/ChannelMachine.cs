@@ -101,7 +101,7 @@ internal sealed class ChannelMachine(bool listener, ushort peer, Func<ulong> new
     public static readonly TimeSpan Patience = TimeSpan.FromSeconds(30);
 
     /// <summary>Of what there is until <see cref="CloseBy"/>, so much is for the peer to hear "closing" and to take the rest.</summary>
-    public static readonly TimeSpan LastWords = TimeSpan.FromMilliseconds(200);
+    public static readonly TimeSpan LastWords = TimeSpan.FromMilliseconds(150);
 
     private static readonly ChannelMove _nothing = new(ChannelAct.None);
 
