@@ -48,6 +48,11 @@ internal sealed class EgressHook : IDisposable
     /// <summary>How the program is attached, or would be.</summary>
     public DivertRung Rung { get; private set; }
 
+    /// <summary>Whether what rtnetlink does not tell of is as it was: nothing has come behind the program's TCX link, and it is attached.
+    /// Allocates nothing.</summary>
+    public bool IsUnchanged =>
+        Rung != DivertRung.Tcx || (_link is not null && Bpf.IsLastTcxProgram(_interfaceIndex, BpfAttachType.BPF_TCX_EGRESS, _programId));
+
     /// <summary>
     /// Sees to it that the program is attached, behind all others: somebody may have taken it away, or come behind it. Packets that
     /// pass in a moment when it is not attached keep to the interface.

@@ -80,6 +80,9 @@ internal sealed unsafe class VifDivert : IDisposable
     public static VifDivert Attach(string interfaceName, MacAddress own, int slots, int vif, BpfRingBuffer demands, DivertRung? only = null) =>
         new(interfaceName, own, slots, vif, demands, only);
 
+    /// <summary>See <see cref="EgressHook.IsUnchanged"/>.</summary>
+    public bool IsUnchanged => _egress.IsUnchanged;
+
     /// <summary>See <see cref="EgressHook.Secure"/>: to be called whenever something may have changed at the interface's egress.</summary>
     /// <exception cref="NativeException">The kernel refuses what it allowed before.</exception>
     public string? Secure() => _egress.Secure();

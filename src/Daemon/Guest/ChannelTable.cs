@@ -15,6 +15,8 @@ internal sealed class ChannelTable(ChannelContext context)
     private const double RivalFactor = 2;
 
     private readonly Dictionary<ChannelKey, Channel> _channels = [];
+    // Those that the present turn goes through.
+    private readonly List<Channel> _turn = [];
     private int _maxChannels;
     private Deadline _closeBy = Deadline.Never;
     private bool _crowded;
@@ -121,14 +123,28 @@ internal sealed class ChannelTable(ChannelContext context)
             context.Loop.RemoveAll();
         }
 
-        Channel[] channels = [.. _channels.Values];
-        if (Array.FindAll(channels, c => c.IsRunning && !isWanted(c)) is { Length: > 1 } ending)
+        _turn.Clear();
+        _turn.AddRange(_channels.Values);
+        int ending = 0;
+        foreach (Channel channel in _turn)
         {
-            Array.ForEach(ending, c => c.BeginToStop());
+            ending += channel.IsRunning && !isWanted(channel) ? 1 : 0;
+        }
+
+        if (ending > 1)
+        {
+            foreach (Channel channel in _turn)
+            {
+                if (channel.IsRunning && !isWanted(channel))
+                {
+                    channel.BeginToStop();
+                }
+            }
+
             VifDivert.WaitForPackets();
         }
 
-        foreach (Channel channel in channels)
+        foreach (Channel channel in _turn)
         {
             if (channel.NeedsTurn(isWanted(channel), now))
             {

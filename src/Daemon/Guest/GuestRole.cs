@@ -67,6 +67,11 @@ internal sealed class GuestRole : IRole
     // Indices, since the last turn.
     private readonly HashSet<int> _changedInterfaces = [];
 
+    // Turns come while packets flow, and leave no garbage then.
+    private readonly Func<int, bool> _usesVif;
+    private readonly Func<Channel, bool> _isWanted;
+    private readonly PeerChange _peerChanged;
+
     private GuestSettings _settings = new() { Enabled = false };
     private string? _quiesced;
     private bool _stopping;
@@ -96,6 +101,7 @@ internal sealed class GuestRole : IRole
         _introductions = new Introductions(_xenStore);
         _vifs = new Vifs(hypervisor, _introductions, _demands, () => Standing == Standing.Offering);
         _channels = new ChannelTable(_context);
+        (_usesVif, _isWanted, _peerChanged) = (_channels.Uses, IsWanted, PeerChanged);
         BeginAnew();
         _watches.Add(StorePaths.OwnIntroductions, _introductions.Note);
         _watches.Add(StorePaths.OwnDomid, _ => _domidFired++);
@@ -152,7 +158,7 @@ internal sealed class GuestRole : IRole
             _watches.Drain();
             FollowResume();
             // Dom0 writes several nodes for one change: what fires while they are read is read before anything is done.
-            more = !_stopping && _introductions.Read(PeerChanged);
+            more = !_stopping && _introductions.Read(_peerChanged);
             introduced |= more;
         }
         while (more);
@@ -162,7 +168,7 @@ internal sealed class GuestRole : IRole
         TimeSpan now = _clock.Now();
         if (_loop.TakeTraffic())
         {
-            _vifs.LookSoon();
+            _vifs.LookSoon(now);
         }
 
         if (_links.TakeChanges(_changedInterfaces) | introduced | _vifs.Due.IsDue(now))
@@ -176,9 +182,9 @@ internal sealed class GuestRole : IRole
         }
 
         AnswerCalls(now);
-        bool retired = _channels.Turn(IsWanted, now);
+        bool retired = _channels.Turn(_isWanted, now);
         // What was in the way of a successor (another MAC address in the same place) is gone: look again.
-        if (_vifs.Drop(_channels.Uses))
+        if (_vifs.Drop(_usesVif))
         {
             FollowVifs(now);
             AnswerCalls(now);
@@ -209,7 +215,7 @@ internal sealed class GuestRole : IRole
             Log.Info("quiesced: nothing is shared with other guests until the suspend is over");
         }
 
-        KeepLooking();
+        KeepLooking(now);
         _context.Kept.Look(now, CheckNotResumed);
         return retired ? Deadline.Now : _channels.Due.Or(_vifs.Due).Or(_context.Kept.Due);
     }
@@ -399,11 +405,11 @@ internal sealed class GuestRole : IRole
     /// Programs of TCX and sockets that capture come and go without a notification. The data thread tells of the next packet, and then
     /// is the time to look; a vif with an obstacle has no packets there, so while a peer asks for a channel it is looked at by the clock.
     /// </summary>
-    private void KeepLooking()
+    private void KeepLooking(TimeSpan now)
     {
-        if (_vifs.Ports.Any(p => p.Obstacle is not null && _channels.Uses(p.Vif)))
+        if (_vifs.AnyObstacleMatters(_usesVif))
         {
-            _vifs.LookSoon();
+            _vifs.LookSoon(now);
         }
         else if (_channels.Count > 0 && !_vifs.WillLook)
         {

@@ -23,7 +23,10 @@ internal sealed class Vifs(IHypervisor hypervisor, Introductions introductions, 
     private static readonly TimeSpan _lastRetry = TimeSpan.FromMinutes(5);
 
     // A look costs some system calls; what happens without a notification is found once in this time, while packets move.
-    private static readonly TimeSpan _lookDistance = TimeSpan.FromSeconds(1);
+    private static readonly TimeSpan _lookDistance = TimeSpan.FromMilliseconds(300);
+
+    // Not in the way of the packets that give the reason.
+    private static readonly TimeSpan _lookDelay = TimeSpan.FromMilliseconds(20);
 
     private readonly Links _links = new();
     private readonly TrafficControl _trafficControl = new();
@@ -54,7 +57,11 @@ internal sealed class Vifs(IHypervisor hypervisor, Introductions introductions, 
     public void LookAgain() => _attachDue = Deadline.Now;
 
     /// <summary>Looks at all that there are soon: packets move, or have a reason to.</summary>
-    public void LookSoon() => _lookDue = _lookDue.Or(Deadline.At(_lookedAt + _lookDistance));
+    public void LookSoon(TimeSpan now)
+    {
+        TimeSpan earliest = now + _lookDelay, next = _lookedAt + _lookDistance;
+        _lookDue = _lookDue.Or(Deadline.At(next > earliest ? next : earliest));
+    }
 
     /// <summary>A look at all that there are is due, or will be.</summary>
     public bool WillLook => !_lookDue.IsNever;
@@ -123,18 +130,33 @@ internal sealed class Vifs(IHypervisor hypervisor, Introductions introductions, 
     public bool Drop(Func<int, bool> isUsed)
     {
         bool dropped = false;
-        foreach (VifPort port in _ports.Values.ToArray())
+        foreach ((int vif, VifPort port) in _ports)
         {
-            if (Current(port.Vif) is null && !isUsed(port.Vif))
+            if (Current(vif) is null && !isUsed(vif))
             {
                 port.Dispose();
-                _ports.Remove(port.Vif);
-                _told.Remove(port.Vif);
+                // The enumeration may go on.
+                _ports.Remove(vif);
+                _told.Remove(vif);
                 dropped = true;
             }
         }
 
         return dropped;
+    }
+
+    /// <summary>Whether somebody has a use for a vif with an obstacle.</summary>
+    public bool AnyObstacleMatters(Func<int, bool> isUsed)
+    {
+        foreach ((int vif, VifPort port) in _ports)
+        {
+            if (port.Obstacle is not null && isUsed(vif))
+            {
+                return true;
+            }
+        }
+
+        return false;
     }
 
     /// <summary>Counts what goes to the peers as Dom0 tells of them now. See <see cref="PeerChange"/>.</summary>
@@ -177,7 +199,7 @@ internal sealed class Vifs(IHypervisor hypervisor, Introductions introductions, 
     }
 
     /// <param name="now">See <see cref="Deadline"/>.</param>
-    /// <param name="changed">Look at these alone; null for all.</param>
+    /// <param name="changed">What rtnetlink tells of; null to look for what it does not tell of.</param>
     private void Look(TimeSpan now, HashSet<int>? changed)
     {
         if (changed is null)
@@ -187,7 +209,7 @@ internal sealed class Vifs(IHypervisor hypervisor, Introductions introductions, 
 
         foreach (VifPort port in _ports.Values)
         {
-            if (changed is null || changed.Contains(port.Divert.InterfaceIndex) || changed.Contains(LinkMonitor.Any))
+            if (changed is null ? port.HasChanged() : changed.Contains(port.Divert.InterfaceIndex) || changed.Contains(LinkMonitor.Any))
             {
                 port.Look();
                 Tell(port);

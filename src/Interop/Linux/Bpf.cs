@@ -146,6 +146,20 @@ internal static unsafe partial class Bpf
             : throw new NativeException($"bpf(BPF_PROG_QUERY {type})", $"interface {interfaceIndex}", LibC.errno);
     }
 
+    /// <summary>Whether a program is attached to an interface by TCX and runs after all others. Allocates nothing.</summary>
+    public static bool IsLastTcxProgram(int interfaceIndex, BpfAttachType type, uint programId)
+    {
+        uint* ids = stackalloc uint[MostPrograms];
+        prog_query_attr attribute = new()
+        {
+            target_ifindex = (uint)interfaceIndex,
+            attach_type = (uint)type,
+            prog_ids = (ulong)ids,
+            prog_cnt = MostPrograms,
+        };
+        return Call(BPF_PROG_QUERY, &attribute, sizeof(prog_query_attr)) >= 0 && attribute.prog_cnt > 0 && ids[attribute.prog_cnt - 1] == programId;
+    }
+
     /// <summary>The program's number, by which the kernel lists it.</summary>
     public static uint IdOf(SafeFd program) => Info(program.Number).id;
 

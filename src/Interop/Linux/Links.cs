@@ -42,6 +42,9 @@ internal sealed record LinkInfo(int Index, string Name, MacAddress Mac, int Mtu,
 /// <param name="IPv4MaxSize">gso_ipv4_max_size, bytes; 0 where the kernel has one for both (before Linux 6.3).</param>
 internal readonly record struct GsoLimits(uint MaxSize, uint MaxSegments, uint IPv4MaxSize);
 
+/// <summary>Settings of an interface that change without a message of rtnetlink, as <see cref="LinkInfo"/> has them.</summary>
+internal readonly record struct SilentSettings(GsoLimits Gso, uint NativeXdpProgram);
+
 /// <summary>What an interface is a port of.</summary>
 /// <param name="Name">Of the master: a bridge, or another switch (Open vSwitch has one for all its bridges).</param>
 /// <param name="IsBridge">A Linux bridge.</param>
@@ -84,6 +87,10 @@ internal sealed class Links : IDisposable
     private const uint TC_H_ROOT = 0xFFFFFFFF;
 
     private readonly NetlinkSocket _socket = new();
+    private readonly NetlinkHandler _takeSilent;
+    private SilentSettings _silent;
+
+    public Links() => _takeSilent = TakeSilent;
 
     public void Dispose() => _socket.Dispose();
 
@@ -102,6 +109,16 @@ internal sealed class Links : IDisposable
         NetlinkMessage message = _socket.Begin(RTM_GETLINK);
         message.Append(new ifinfomsg { ifi_index = index });
         return GetLink(message, $"interface {index}");
+    }
+
+    /// <summary>What changes without a notification; the default when there is no such interface. Allocates nothing.</summary>
+    public SilentSettings FindSilentSettings(int index)
+    {
+        NetlinkMessage message = _socket.Begin(RTM_GETLINK);
+        message.Append(new ifinfomsg { ifi_index = index });
+        _silent = default;
+        _ = _socket.Try(message, _takeSilent);
+        return _silent;
     }
 
     /// <summary>Every interface that is a port of another, by name.</summary>
@@ -301,6 +318,40 @@ internal sealed class Links : IDisposable
             Gso = new GsoLimits(gsoSize, gsoSegments, gsoIPv4Size),
             NativeXdpProgram = xdp,
         };
+    }
+
+    private void TakeSilent(ushort type, ReadOnlySpan<byte> payload)
+    {
+        if (type != RTM_NEWLINK)
+        {
+            return;
+        }
+
+        GsoLimits gso = default;
+        uint xdp = 0;
+        NetlinkAttributes attributes = new(payload[Unsafe.SizeOf<ifinfomsg>()..]);
+        while (attributes.MoveNext())
+        {
+            switch (attributes.Type)
+            {
+                case IFLA_GSO_MAX_SIZE:
+                    gso = gso with { MaxSize = BinaryPrimitives.ReadUInt32LittleEndian(attributes.Data) };
+                    break;
+                case IFLA_GSO_MAX_SEGS:
+                    gso = gso with { MaxSegments = BinaryPrimitives.ReadUInt32LittleEndian(attributes.Data) };
+                    break;
+                case IFLA_GSO_IPV4_MAX_SIZE:
+                    gso = gso with { IPv4MaxSize = BinaryPrimitives.ReadUInt32LittleEndian(attributes.Data) };
+                    break;
+                case IFLA_XDP:
+                    xdp = ReadNativeXdp(attributes.Data);
+                    break;
+                default:
+                    break;
+            }
+        }
+
+        _silent = new SilentSettings(gso, xdp);
     }
 
     private static uint ReadNativeXdp(ReadOnlySpan<byte> data)

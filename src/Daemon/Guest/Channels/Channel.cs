@@ -49,6 +49,10 @@ internal sealed class Channel
     private readonly ChannelResources _resources;
     private readonly ChannelNode _node;
 
+    // What it is, is for this side's log and status: the peer is another guest, and hears no names of processes.
+    private const string Obstructed = "obstructed";
+
+    private string? _obstacle;
     private string _lastComplaint = "";
     // Kept while the channel has not proved itself: a peer that fails in the same way each time is logged once.
     private string _lastLogged = "";
@@ -118,7 +122,7 @@ internal sealed class Channel
     public bool NeedsTurn(bool wanted, TimeSpan now)
     {
         _node.Bound(now);
-        bool changed = _machine.Wanted != wanted || _machine.Obstacle != _port.Obstacle;
+        bool changed = _machine.Wanted != wanted || _obstacle != _port.Obstacle;
         _machine.Wanted = wanted;
         return changed || _heard || _resources.Fault is not null || Due.IsDue(now);
     }
@@ -134,7 +138,8 @@ internal sealed class Channel
         }
 
         ChannelMessage? said = _said;
-        _machine.Obstacle = _port.Obstacle;
+        _obstacle = _port.Obstacle;
+        _machine.Obstacle = _obstacle is null ? null : $"{Obstructed}: {_obstacle}";
         if (said is { Phase: ChannelPhase.Declined })
         {
             TellDeclined(said.Value.Reason, now);
@@ -231,7 +236,7 @@ internal sealed class Channel
                     Release(move, now);
                     return true;
                 case ChannelAct.Decline:
-                    TrySay(new ChannelMessage(ChannelPhase.Declined, move.Session, Reason: move.Reason), now);
+                    TrySay(new ChannelMessage(ChannelPhase.Declined, move.Session, Reason: ForPeer(move.Reason)), now);
                     break;
                 case ChannelAct.TakeBack:
                     TrySay(new ChannelMessage(ChannelPhase.Closed, move.Session), now);
@@ -285,8 +290,10 @@ internal sealed class Channel
             _context.Messages.Info(Key.Peer, $"channel closed: {Key}: {move.Reason}", now);
         }
 
-        TrySay(new ChannelMessage(ChannelPhase.Closed, move.Session, Reason: move.Reason), now);
+        TrySay(new ChannelMessage(ChannelPhase.Closed, move.Session, Reason: ForPeer(move.Reason)), now);
     }
+
+    private static string ForPeer(string reason) => reason.StartsWith(Obstructed, StringComparison.Ordinal) ? Obstructed : reason;
 
     private void TellDeclined(string reason, TimeSpan now)
     {

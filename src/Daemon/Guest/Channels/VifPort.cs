@@ -13,12 +13,19 @@ internal sealed class VifPort : IDisposable
 {
     private const int TapQueueLength = 1000;
 
+    // libpcap binds a socket with a filter that takes nothing, and gives it its own a moment later, which changes nothing that can be seen.
+    private const int LooksAtNewCapture = 5;
+
     private readonly bool[] _slots = new bool[GuestSettings.MostChannels];
     private readonly Links _links;
     private readonly TrafficControl _trafficControl;
     private readonly EgressObstacles _obstacles;
     private readonly List<ChannelTap> _taps = [];
     private LinkSettings _settings;
+    private ulong _captures;
+    private SilentSettings _silent;
+    private int _looksLeft;
+    private bool _failed;
 
     public VifPort(int vif, string interfaceName, MacAddress mac, Links links, TrafficControl trafficControl, BpfRingBuffer demands)
     {
@@ -47,6 +54,21 @@ internal sealed class VifPort : IDisposable
     /// <summary>Why no packet of the interface may be diverted now, though all is well with its vif; null for no reason.</summary>
     public string? Obstacle { get; private set; }
 
+    /// <summary>Whether something has changed of which the kernel does not tell: it takes a <see cref="Look"/>. Allocates nothing.</summary>
+    public bool HasChanged()
+    {
+        if (_looksLeft > 0)
+        {
+            _looksLeft--;
+            return true;
+        }
+
+        return _failed
+            || !Divert.IsUnchanged
+            || PacketSockets.CapturesFingerprint() != _captures
+            || _links.FindSilentSettings(Divert.InterfaceIndex) != _silent;
+    }
+
     /// <summary>Looks at the interface and at what is around it: is it still there, is there an obstacle, are its settings others?</summary>
     public void Look()
     {
@@ -58,6 +80,16 @@ internal sealed class VifPort : IDisposable
         }
 
         InterfaceName = link.Name;
+        _silent = new SilentSettings(link.Gso, link.NativeXdpProgram);
+        _failed = false;
+        // First: what comes meanwhile is found the next time.
+        ulong captures = PacketSockets.CapturesFingerprint();
+        if (captures != _captures)
+        {
+            _captures = captures;
+            _looksLeft = captures == 0 ? 0 : LooksAtNewCapture;
+        }
+
         try
         {
             Obstacle = FindObstacle(link);
@@ -66,6 +98,7 @@ internal sealed class VifPort : IDisposable
         catch (NativeException e)
         {
             Obstacle = e.Message;
+            _failed = true;
         }
     }
 
