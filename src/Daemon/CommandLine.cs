@@ -1,4 +1,5 @@
 using System.Globalization;
+using System.Net.Sockets;
 using XenLoop.DataPath;
 using XenLoop.Dom0;
 using XenLoop.Guest;
@@ -18,11 +19,14 @@ internal static class CommandLine
     private const int Failed = 1;
     private const int BadUsage = 2;
 
+    /// <summary>EX_UNAVAILABLE of sysexits.h: not a Xen domain. The service does not start again at it.</summary>
+    private const int NoHypervisor = 69;
+
     /// <summary>EX_CONFIG of sysexits.h. The service does not start again at it: the file must change first.</summary>
     private const int BadConfiguration = 78;
 
     private const string Usage = """
-        usage: xenloopd [--config FILE] [--mode adaptive|event|poll] [--ring-kib N]
+        usage: xenloopd [--config FILE] [--mode adaptive|event|poll] [--ring-kib N] [--wait]
                xenloopd --forget | --version | --help
 
         Lets Xen guests on one host exchange packets through shared memory. In Dom0 it introduces
@@ -33,6 +37,8 @@ internal static class CommandLine
           --mode       what to do when idle: spin a little, then sleep (adaptive, the default);
                        sleep at once (event); never sleep (poll: for dedicated CPUs only)
           --ring-kib   KiB of each of a channel's two rings: 128, 256, 512 or 1024 (the default)
+          --wait       what is missing (xenstored, a driver, a library) may come yet: try again,
+                       less and less often, instead of ending with an error
           --forget     remove what a daemon left in XenStore: in a guest its offer and channels,
                        in Dom0 all introductions; refused while a daemon runs
         """;
@@ -47,6 +53,7 @@ internal static class CommandLine
         uint ringBytes = ControlPage.MaxRingBytes;
         string? file = null;
         bool forget = false;
+        bool wait = false;
         for (int i = 0; i < args.Length; i++)
         {
             switch (args[i])
@@ -64,6 +71,9 @@ internal static class CommandLine
                 case "--forget":
                     forget = true;
                     break;
+                case "--wait":
+                    wait = true;
+                    break;
                 case "--mode" when i + 1 < args.Length && Enum.TryParse(args[i + 1], ignoreCase: true, out mode) && Enum.IsDefined(mode):
                     i++;
                     break;
@@ -79,6 +89,12 @@ internal static class CommandLine
             }
         }
 
+        if (wait && !forget)
+        {
+            Attempts.Await();
+        }
+
+        TimeSpan began = TimeProvider.System.Now();
         try
         {
             if (forget)
@@ -97,10 +113,37 @@ internal static class CommandLine
             Log.Error(e.Message);
             return BadConfiguration;
         }
-        catch (Exception e) when (e is NativeException or IOException or InvalidDataException or DllNotFoundException)
+        catch (NoHypervisorException e)
         {
             Log.Error(e.Message);
+            return NoHypervisor;
+        }
+        catch (Exception e) when (IsOfTheMachine(e))
+        {
+            return wait && !forget ? Wait(e, TimeProvider.System.Now() - began) : Fail(e);
+        }
+    }
+
+    /// <summary>What may come right without another daemon.</summary>
+    private static bool IsOfTheMachine(Exception e) =>
+        e is NativeException or IOException or UnauthorizedAccessException or SocketException or InvalidDataException or DllNotFoundException;
+
+    private static int Fail(Exception e)
+    {
+        Log.Error(e.Message);
+        return Failed;
+    }
+
+    private static int Wait(Exception e, TimeSpan lasted)
+    {
+        try
+        {
+            Attempts.Again(e.Message, lasted);
             return Failed;
+        }
+        catch (NativeException error)
+        {
+            return Fail(error);
         }
     }
 

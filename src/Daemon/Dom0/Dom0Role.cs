@@ -46,6 +46,11 @@ internal sealed class Dom0Role : IRole
 
     public IReadOnlyList<int> Descriptors { get; }
 
+    public void AwaitThreads()
+    {
+        // There is none.
+    }
+
     public void Register(ControlSocket control)
     {
         control.Register("quiesce DOMID HOLDER", (json, arguments) =>

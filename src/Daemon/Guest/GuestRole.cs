@@ -119,6 +119,8 @@ internal sealed class GuestRole : IRole
         : _introductions.QuiesceRequest != _quiesced ? Standing.Quiescing
         : Standing.Quiesced;
 
+    public void AwaitThreads() => _loop.Invoke(static () => { });
+
     public void Register(ControlSocket control)
     {
         // A guest answers what every daemon does.

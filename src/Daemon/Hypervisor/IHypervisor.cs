@@ -23,6 +23,9 @@ internal interface IHypervisor : IDisposable
     string? FindVifInterface(int vif);
 }
 
+/// <summary>This machine has no hypervisor of the kind, and will not get one while it runs.</summary>
+internal sealed class NoHypervisorException(string message) : Exception(message);
+
 /// <summary>Grants memory to a peer and maps what a peer granted. Memory comes zeroed and holds nothing else.</summary>
 internal interface IGrantTable
 {

@@ -32,7 +32,8 @@ internal sealed unsafe class RealXen : IHypervisor, IGrantTable, IEventChannels
 
     public IEventChannels EventChannels => this;
 
-    /// <exception cref="NativeException">This machine is not a Xen domain.</exception>
+    /// <exception cref="NoHypervisorException">This machine is not a Xen domain.</exception>
+    /// <exception cref="NativeException">It is one, and does not tell which.</exception>
     public static RealXen Open() => new(ReadIsControlDomain());
 
     public XenStore OpenXenStore() => XenStore.Open();
@@ -165,8 +166,10 @@ internal sealed unsafe class RealXen : IHypervisor, IGrantTable, IEventChannels
             return (bits & (1UL << XENFEAT_dom0)) != 0;
         }
 
-        throw new NativeException(
-            "open", Capabilities, ENOENT, "This is not a Xen domain, or xenfs is not mounted: mount -t xenfs xenfs /proc/xen");
+        // The kernel has made it in every Xen domain.
+        throw Directory.Exists(Path.GetDirectoryName(Capabilities))
+            ? new NativeException("open", Capabilities, ENOENT, "xenfs is not mounted: mount -t xenfs xenfs /proc/xen")
+            : new NoHypervisorException("this machine is not a Xen domain: there is nothing to do for xenloopd");
     }
 
     private static string? ReadOrNull(string path)

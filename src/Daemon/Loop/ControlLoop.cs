@@ -73,10 +73,11 @@ internal sealed class ControlLoop : IDisposable
         GarbagePolicy garbage = new();
         Deadline due = role.Turn();
         ServiceManager.Ready(role.Activity);
+        Deadline alive = NextSign();
         Span<epoll_event> events = stackalloc epoll_event[4];
         while (true)
         {
-            int count = epoll.Wait(events, due.Timeout(_clock.Now()));
+            int count = epoll.Wait(events, due.Or(alive).Timeout(_clock.Now()));
             for (int i = 0; i < count; i++)
             {
                 if (events[i].data.u64 == ControlToken)
@@ -99,7 +100,17 @@ internal sealed class ControlLoop : IDisposable
             Faults.Drain();
             due = role.Turn();
             garbage.AfterTurn();
+            if (alive.IsDue(_clock.Now()))
+            {
+                // A data thread that hangs holds this one here, and the service manager ends both.
+                role.AwaitThreads();
+                ServiceManager.Alive();
+                alive = NextSign();
+            }
         }
+
+        Deadline NextSign() =>
+            ServiceManager.AliveInterval == TimeSpan.MaxValue ? Deadline.Never : Deadline.At(_clock.Now() + ServiceManager.AliveInterval);
     }
 
     public void Dispose()

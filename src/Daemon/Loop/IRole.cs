@@ -20,6 +20,9 @@ internal interface IRole : IDisposable
     /// <returns>When another turn is due though nothing fires.</returns>
     Deadline Turn();
 
+    /// <summary>Returns when every other thread of the role has answered; never, when one hangs.</summary>
+    void AwaitThreads();
+
     /// <summary>Makes known what this role answers besides what all do.</summary>
     void Register(ControlSocket control);
 

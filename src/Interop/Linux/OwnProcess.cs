@@ -19,6 +19,19 @@ internal static unsafe partial class OwnProcess
     [LibraryImport("libc", StringMarshalling = StringMarshalling.Utf8)]
     private static partial int execv(string path, byte** argv);
 
+    // int setenv(const char *name, const char *value, int overwrite);
+    [LibraryImport("libc", StringMarshalling = StringMarshalling.Utf8)]
+    private static partial int setenv(string name, string value, int overwrite);
+
+    /// <summary>Sets a variable of the environment that the process begins anew with. The runtime has a copy, which stays as it is.</summary>
+    public static void SetEnvironmentVariable(string name, string value)
+    {
+        if (setenv(name, value, overwrite: 1) != 0)
+        {
+            throw new NativeException("setenv", name, LibC.errno);
+        }
+    }
+
     /// <summary>
     /// Leaves a copy of this process behind, with all its mappings, that does nothing until it is killed. It ignores every other
     /// signal, and is left alone when systemd shuts the system down.
