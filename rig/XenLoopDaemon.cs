@@ -46,7 +46,8 @@ public sealed class XenLoopDaemon
     /// What starts and ends a daemon here is not for that: use systemctl.</summary>
     public static async Task<XenLoopDaemon> InstallPackageAsync(XenGuest guest)
     {
-        string package = await RigImage.RunScriptAsync(Path.Combine("packaging", "deb", "build"));
+        // The first is what guests need.
+        string package = (await RigImage.RunScriptAsync(Path.Combine("packaging", "deb", "build"))).Split('\n')[0];
         await guest.PushAsync(Path.Combine(RigImage.RepositoryRoot, package), "/tmp/xenloop.deb");
         // The libraries that it depends on are there, without their packages.
         (await guest.RunAsync("""
