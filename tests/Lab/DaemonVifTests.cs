@@ -9,6 +9,7 @@ public class DaemonVifTests
 {
     private const string Bridge = LabHost.DefaultBridge;
     private const string OtherBridge = "xenbr1";
+    private const string AllowDriverDomains = "[policy]\nignore-restrictions-on = [\"*/xenbr0*\"]\n";
 
     [Fact]
     public async Task Vifs_on_the_same_bridge_get_a_channel_each()
@@ -147,7 +148,7 @@ public class DaemonVifTests
     [Fact]
     public async Task Guests_behind_a_driver_domain_meet_each_other_only()
     {
-        await using DaemonLab lab = await DaemonLab.StartAsync();
+        await using DaemonLab lab = await StartWithDriverDomainsAsync();
         LabGuest driver = await lab.AddGuestAsync("driver"), second = await lab.Host.AddGuestAsync("second");
         // A bridge of the same name in three domains.
         LabGuest a = await lab.AddGuestAsync("a", [new(Bridge, BackendDomain: driver)]);
@@ -185,7 +186,7 @@ public class DaemonVifTests
     [Fact]
     public async Task Guests_in_different_VLANs_of_a_driver_domain_do_not_meet()
     {
-        await using DaemonLab lab = await DaemonLab.StartAsync();
+        await using DaemonLab lab = await StartWithDriverDomainsAsync();
         LabGuest driver = await lab.Host.AddGuestAsync("driver");
         LabGuest[] guests =
         [
@@ -208,6 +209,29 @@ public class DaemonVifTests
         await lab.IntroducedAsync((vif, guests[2][0]));
         await lab.MustDivertAsync(vif, guests[2][0]);
         Assert.Equal(default, lab.Host.Broker.Count(guests[0].Domid));
+    }
+
+    [Fact]
+    public async Task Behind_a_driver_domain_nobody_is_introduced_unless_the_policy_says_so()
+    {
+        await using DaemonLab lab = await DaemonLab.StartAsync(introducer: false);
+        lab.StartWith(lab.Dom0, "");
+        LabGuest driver = await lab.Host.AddGuestAsync("driver");
+        LabGuest a = await lab.AddGuestAsync("a", [new(Bridge, BackendDomain: driver)]), b = await lab.AddGuestAsync("b", [new(Bridge, BackendDomain: driver)]);
+        await lab.UntilAsync("both take part", () => lab.XenStore.Read($"{a.Home}/xenloop/0") is not null && lab.XenStore.Read($"{b.Home}/xenloop/0") is not null);
+        await lab.EchoAsync(a[0], b[0], 5);
+        Assert.Empty(lab.Introductions());
+        await lab.ReloadAsync(lab.Dom0, AllowDriverDomains);
+        await lab.IntroducedAsync((a[0], b[0]));
+        await lab.MustDivertAsync(a[0], b[0]);
+    }
+
+    /// <summary>What they do to frames nobody in Dom0 can see: the administrator says that it is nothing.</summary>
+    private static async Task<DaemonLab> StartWithDriverDomainsAsync()
+    {
+        DaemonLab lab = await DaemonLab.StartAsync(introducer: false);
+        lab.StartWith(lab.Dom0, AllowDriverDomains);
+        return lab;
     }
 
     private static string[] Taps(LabGuest guest) =>

@@ -24,6 +24,8 @@ public sealed class ConfigurationTests : IDisposable
 
             [policy]
             default = "deny"
+            ignore-restrictions = ["db"]
+            ignore-restrictions-on = ["xapi*", "vif7.0"]
             allow = [["web", "db"]]  # a group may be defined after the rule that names it
 
             [policy.groups]
@@ -38,6 +40,10 @@ public sealed class ConfigurationTests : IDisposable
         Assert.False(configuration.Policy.AllowedByDefault);
         Assert.True(configuration.Policy.MayMeet(new("web-1", ""), new("db-1", "")));
         Assert.False(configuration.Policy.MayMeet(new("web-1", ""), new("web-2", "")));
+        Assert.True(configuration.Policy.IgnoresRestrictions(new("db-1", ""), "vif1.0", "0/xenbr0"));
+        Assert.False(configuration.Policy.IgnoresRestrictions(new("web-1", ""), "vif1.0", "0/xenbr0"));
+        Assert.True(configuration.Policy.IgnoresRestrictions(new("web-1", ""), "vif1.0", "0/xapi3"));
+        Assert.True(configuration.Policy.IgnoresRestrictions(new("web-1", ""), "vif7.0", "0/xenbr0"));
     }
 
     [Theory]
@@ -76,6 +82,10 @@ public sealed class ConfigurationTests : IDisposable
     [InlineData("[guest\nenabled = true", "1:7", "not TOML:", "see xenloopd.toml(5)")]
     [InlineData("[policy]\nallow = [[\"a\", \"b\"", "2:19", "not TOML:", "lists in brackets")]
     [InlineData("[policy]\n\ndefault = \"deny", "3:15", "not TOML:", "texts stand in quotes")]
+    // Who is not to be restricted.
+    [InlineData("[policy]\nignore-restrictions = \"web\"", "2:23", "\"policy.ignore-restrictions\" is the text \"web\", not a list", "write the names of groups")]
+    [InlineData("[policy]\nignore-restrictions = [\"web\"]", "2:24", "unknown group \"web\"", "define it in [policy.groups]")]
+    [InlineData("[policy]\nignore-restrictions-on = [\"\"]", "2:27", "an empty glob in \"policy.ignore-restrictions-on\"", "or remove it")]
     // Unknown keys and tables.
     [InlineData("[policy]\ndefualt = \"deny\"", "2:1", "unknown key \"defualt\" in [policy]", "did you mean \"default\"?")]
     [InlineData("[guest]\nidle_seconds = 5", "2:1", "unknown key \"idle_seconds\" in [guest]", "did you mean \"idle-seconds\"?")]

@@ -47,10 +47,10 @@ public sealed class IntroducerTests
             switch (what)
             {
                 case "segment":
-                    guest.Segments = [null];
+                    guest.Standings = [VifStanding.Nowhere];
                     break;
                 case "same segment":
-                    guest.Segments = ["0/br0.7"];
+                    guest.Standings = [new VifStanding("0/br0.7")];
                     break;
                 case "offer":
                     guest.Offer = null;
@@ -69,6 +69,77 @@ public sealed class IntroducerTests
             Assert.Equal(meet, Introducer.Peers(policy, a, b).Length > 0);
             Assert.Equal(meet, Introducer.Peers(policy, b, a).Length > 0);
         }
+    }
+
+    /// <summary>What Dom0 restricts, it does not go round, unless the policy says so of each vif that is restricted.</summary>
+    [Theory]
+    [InlineData("barrier", "", false)]
+    [InlineData("barrier", "guest-1", true)]
+    [InlineData("barrier", "guest-2", false)]
+    [InlineData("barrier", "place br0", true)]
+    [InlineData("barrier", "place 0/br0", true)]
+    [InlineData("barrier", "place vif1.0", true)]
+    [InlineData("barrier", "place vif2.0", false)]
+    [InlineData("isolated", "", true)]
+    [InlineData("both isolated", "", false)]
+    [InlineData("both isolated", "guest-1", false)]
+    [InlineData("both isolated", "guest-*", true)]
+    [InlineData("ambiguity", "", false)]
+    [InlineData("ambiguity", "guest-*", false)]
+    public void What_restricts_a_vif_in_Dom0(string what, string ignored, bool meet)
+    {
+        GuestRecord a = Guest(1, "0/br0"), b = Guest(2, "0/br0");
+        a.Standings = what switch
+        {
+            "barrier" => [new VifStanding("0/br0", Barrier: "a filter")],
+            "ambiguity" => [new VifStanding("0/br0", Ambiguity: "a twin")],
+            _ => [new VifStanding("0/br0", IsIsolated: true)],
+        };
+        b.Standings = what == "both isolated" ? a.Standings : b.Standings;
+        bool place = ignored.StartsWith("place ", StringComparison.Ordinal);
+        Policy policy = new(new Dictionary<string, Glob[]> { ["some"] = [new Glob(place ? "" : ignored)] }, [], [])
+        {
+            UnrestrictedGroups = ["some"],
+            UnrestrictedPlaces = place ? [new Glob(ignored[6..])] : [],
+        };
+        Assert.Equal(meet, Introducer.Peers(policy, a, b).Length > 0);
+        Assert.Equal(meet, Introducer.Peers(policy, b, a).Length > 0);
+    }
+
+    [Fact]
+    public void The_addresses_that_a_vif_may_use_are_told_to_those_it_meets()
+    {
+        GuestRecord a = Guest(1, "0/br0"), b = Guest(2, "0/br0");
+        a.Vifs = [a.Vifs[0] with { Sources = "10.0.0.1,::/0,other" }];
+        Assert.Equal("10.0.0.1,::/0,other", Assert.Single(Peers(b, a)).Value.Sources);
+        Assert.Null(Assert.Single(Peers(a, b)).Value.Sources);
+    }
+
+    [Fact]
+    public void Vifs_with_one_MAC_on_one_segment_are_twins_whosever_they_are_and_whether_they_take_part_or_not()
+    {
+        Dictionary<string, SwitchPort> ports = [];
+        GuestRecord[] guests = [Guest(1, "0/br0", "0/br0"), Guest(2, "0/br0"), Guest(3, "0/br0"), Guest(4, "0/br1")];
+        guests[1].Vifs = [guests[1].Vifs[0] with { Mac = Mac(1, 0) }];
+        guests[1].Offer = null;
+        guests[3].Vifs = [guests[3].Vifs[0] with { Mac = Mac(1, 0) }];
+        int index = 0;
+        foreach (VifRecord vif in guests.SelectMany(g => g.Vifs))
+        {
+            ports[vif.Interface] = new SwitchPort { Index = ++index, Master = vif.Interface == "vif4.0" ? "br1" : "br0", MasterIndex = 100, IsBridge = true };
+        }
+
+        Assert.Equal(["vif1.0", "vif2.0"], Twins());
+        // Of one guest.
+        guests[0].Vifs = [guests[0].Vifs[0], guests[0].Vifs[1] with { Mac = Mac(1, 0) }];
+        Assert.Equal(["vif1.0", "vif1.1", "vif2.0"], Twins());
+        // Gone.
+        guests[0].Vifs = [guests[0].Vifs[1]];
+        ports.Remove("vif2.0");
+        Assert.Empty(Twins());
+
+        IEnumerable<string> Twins() =>
+            guests.SelectMany(g => g.Vifs).Where(v => v.Label(ports) is { } label && Introducer.CountTwins(guests, ports)[label] > 1).Select(v => v.Interface);
     }
 
     [Fact]
@@ -202,6 +273,6 @@ public sealed class IntroducerTests
         Identity = new GuestIdentity($"guest-{domid}", $"6f2c1c4e-0000-4000-8000-{domid:d12}"),
         Offer = _offer,
         Vifs = [.. segments.Select((_, i) => new VifRecord(i, Mac(domid, i), 0, $"vif{domid}.{i}", null))],
-        Segments = segments,
+        Standings = [.. segments.Select(s => new VifStanding(s))],
     };
 }

@@ -23,8 +23,7 @@ public sealed class NeighbourForgeryTests(NeighbourFixture xen)
         (Node g1, Node g2, Node g3) = (xen["g1"], xen["g2"], xen["g3"]);
         await xen.ConvergeAsync(g1, g2, g3);
         string[] introductions = await xen.IntroductionsAsync();
-        await g1.StartPingAsync(g2.Guest.Ipv4);
-        (long sent, long received) before = await g2.PacketsAsync(g3), beforeSender = await g3.PacketsAsync(g2), beforeVictim = await g1.PacketsAsync(g2);
+        (long sent, long received) before = await g2.PacketsAsync(g3), beforeSender = await g3.PacketsAsync(g2);
         string Become(string mac) => $"""
             sysctl -q -w net.ipv6.conf.eth0.keep_addr_on_down=1
             ip link set eth0 down; ip link set eth0 address {mac}; ip link set eth0 up
@@ -34,7 +33,8 @@ public sealed class NeighbourForgeryTests(NeighbourFixture xen)
         {
             (await g3.RunAsync($"set -e; {Become(g1.Guest.Macs[0])}")).Check();
             await g3.RunAsync($"ping -q -c 20 -i 0.1 -W 1 {g2.Guest.Ipv4}; ping -q -c 20 -i 0.1 -W 1 {g2.Guest.Ipv6}");
-            Assert.Equal(introductions, await xen.IntroductionsAsync());
+            // Whose address it is goes by netfront meanwhile, where the bridge decides, as without XenLoop. Nobody is introduced anew.
+            Assert.Empty((await xen.IntroductionsAsync()).Except(introductions));
             (long sent, long received) after = await g2.PacketsAsync(g3), afterSender = await g3.PacketsAsync(g2);
             Assert.True(after.received - before.received < 20, $"{g2.Name} took them out of the channel: {before} to {after}");
             Assert.True(afterSender.sent - beforeSender.sent < 20, $"{g3.Name} put them into the channel: {beforeSender} to {afterSender}");
@@ -44,10 +44,6 @@ public sealed class NeighbourForgeryTests(NeighbourFixture xen)
             (await g3.RunAsync($"set -e; {Become(g3.Guest.Macs[0])}")).Check();
         }
 
-        // Whose address it is talks undisturbed meanwhile: in shared memory there is no bridge to be deceived.
-        int answered = await g1.StopPingAsync();
-        (long sent, long received) afterVictim = await g1.PacketsAsync(g2);
-        Assert.True(afterVictim.received - beforeVictim.received >= answered / 2, $"{answered} pings, {beforeVictim} to {afterVictim}");
         // Dom0's bridge learns where the addresses are now.
         (await g1.RunAsync("ping -q -c 3 -i 0.1 -W 5 10.77.0.1")).Check();
         (await g3.RunAsync("ping -q -c 3 -i 0.1 -W 5 10.77.0.1")).Check();

@@ -56,6 +56,7 @@ internal sealed unsafe class ChannelPath
     private readonly ulong _ownMac;
     private readonly ulong _peerMac;
     private readonly bool _uso;
+    private readonly SourceAddresses? _sources;
 
     private bool _tapReady = true;
     private bool _full;
@@ -85,7 +86,7 @@ internal sealed unsafe class ChannelPath
     public uint BulkBurstBytes { get; private set; }
 
     public ChannelPath(TapDevice tap, EventChannel events, RingProducer transmit, RingConsumer receive, byte* peerAlive,
-        LivenessStamp stamp, MacAddress own, MacAddress peer, bool uso)
+        LivenessStamp stamp, MacAddress own, MacAddress peer, bool uso, SourceAddresses? sources = null)
     {
         TapDescriptor = tap.FileDescriptor;
         Events = events;
@@ -96,6 +97,7 @@ internal sealed unsafe class ChannelPath
         _ownMac = own.Bits;
         _peerMac = peer.Bits;
         _uso = uso;
+        _sources = sources;
     }
 
     public EventChannel Events { get; }
@@ -125,6 +127,7 @@ internal sealed unsafe class ChannelPath
             ReceivedPackets = Volatile.Read(ref _counters.ReceivedPackets),
             ReceivedBytes = Volatile.Read(ref _counters.ReceivedBytes),
             ReceiveErrors = Volatile.Read(ref _counters.ReceiveErrors),
+            ForeignSources = Volatile.Read(ref _counters.ForeignSources),
             Notifications = Volatile.Read(ref _counters.Notifications),
             Stalls = Volatile.Read(ref _counters.Stalls),
         },
@@ -150,7 +153,7 @@ internal sealed unsafe class ChannelPath
         // What it takes counts only where this side has asked to be told of it, and once: it could take a byte for each event.
         bool empty = !_transmit.HasOutstanding();
         bool taken = (_emptyArmed && empty) || (_spaceArmed && _transmit.HasRoom);
-        ulong progress = _counters.ReceivedPackets + _counters.ReceiveErrors;
+        ulong progress = _counters.ReceivedPackets + _counters.ReceiveErrors + _counters.ForeignSources;
         if (_receive.HasData() || progress != _progressAtEvent || taken)
         {
             _spaceArmed &= !taken;
@@ -394,6 +397,15 @@ internal sealed unsafe class ChannelPath
             if (etherType is ETH_P_8021Q or ETH_P_8021AD)
             {
                 throw new PeerViolationException("frame with a VLAN tag");
+            }
+
+            // Dom0's filter would have dropped it, and the peer need not be hostile for that: a guest may forward for others.
+            if (_sources is not null && !_sources.Permit(header[VnetHeaderBytes..]))
+            {
+                _counters.ForeignSources++;
+                _receive.Advance();
+                bytes += length;
+                continue;
             }
 
             fixed (byte* first = header)

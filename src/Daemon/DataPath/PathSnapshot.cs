@@ -19,6 +19,8 @@ internal struct PathCounters
     public ulong ReceivedBytes;
     /// <summary>Frames the local TAP would not take (full queue, interface down).</summary>
     public ulong ReceiveErrors;
+    /// <summary>Frames from addresses that Dom0 does not let the peer use.</summary>
+    public ulong ForeignSources;
     /// <summary>Events sent to the peer.</summary>
     public ulong Notifications;
     /// <summary>Times the peer was found not to empty the ring.</summary>

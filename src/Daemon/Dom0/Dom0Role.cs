@@ -38,7 +38,7 @@ internal sealed class Dom0Role : IRole
         _publisher = new Publisher(_xenStore);
         _directory = new GuestDirectory(_xenStore, _watches, _publisher, clock);
         _suspends = new Suspends(_xenStore, _publisher, Publish);
-        Descriptors = [_xenStore.FileDescriptor, _directory.FileDescriptor];
+        Descriptors = [_xenStore.FileDescriptor, .. _directory.Descriptors];
         Log.Info("Dom0: introducing guests on the same segment to each other");
     }
 
@@ -97,7 +97,7 @@ internal sealed class Dom0Role : IRole
             Publish(guest);
         }
 
-        Deadline due = FollowNodes();
+        Deadline due = FollowNodes().Or(_directory.Due);
         return _suspends.FollowHolders(_directory.Guests) ? due.Or(Deadline.At(_clock.Now() + Suspends.HolderPoll)) : due;
     }
 
@@ -120,7 +120,8 @@ internal sealed class Dom0Role : IRole
                 json.WriteStartObject();
                 json.WriteNumber("vif", vif.Vif);
                 json.WriteString("mac", vif.Mac.ToString());
-                json.WriteString("segment", guest.Segments[i]);
+                json.WriteString("segment", guest.Standings[i].Segment);
+                WriteRestriction(json, guest, i);
                 json.WriteStartArray("introduced");
                 foreach ((ChannelKey key, _) in guest.PublishedPeers.OrderBy(p => p.Key).SelectMany(p => p.Value).Where(p => p.Key.Vif == vif.Vif))
                 {
@@ -195,6 +196,11 @@ internal sealed class Dom0Role : IRole
         HashSet<ushort> called = _directory.ReadNodes(guest, most);
         if (guest.Offer == offer)
         {
+            if (called.Count > 0)
+            {
+                _directory.LookAgain();
+            }
+
             foreach (ushort peer in called)
             {
                 if (_directory.Find(peer) is { } callee)
@@ -211,6 +217,21 @@ internal sealed class Dom0Role : IRole
         bool arrives = !guest.HasArrived && guest.Offer is not null;
         guest.HasArrived |= arrives;
         return arrives ? _xenStore.Requests - before : 0;
+    }
+
+    private void WriteRestriction(Utf8JsonWriter json, GuestRecord guest, int vif)
+    {
+        VifStanding standing = guest.Standings[vif];
+        json.WriteString("restricted", standing.Restriction);
+        if (standing is { Segment: not null, Restriction: not null } && standing.Ambiguity is null)
+        {
+            json.WriteBoolean("restriction_ignored", _policy.IgnoresRestrictions(guest.Identity, guest.Vifs[vif].Interface, standing.Segment));
+        }
+
+        if (guest.Vifs[vif].Sources is { } sources)
+        {
+            json.WriteString("sources", sources);
+        }
     }
 
     /// <summary>Brings what the guest and its neighbours know of each other up to date.</summary>

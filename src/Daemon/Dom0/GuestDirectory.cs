@@ -3,6 +3,7 @@ using XenLoop.Interop.Linux;
 using XenLoop.Interop.Xen;
 using XenLoop.Loop;
 using XenLoop.Protocol;
+using XenLoop.Service;
 using XenLoop.Settings;
 
 namespace XenLoop.Dom0;
@@ -13,17 +14,20 @@ namespace XenLoop.Dom0;
 /// </summary>
 internal sealed class GuestDirectory : IDisposable
 {
+    private static readonly TimeSpan _tellDistance = TimeSpan.FromSeconds(10);
+
     private readonly XenStore _xenStore;
     private readonly WatchSet _watches;
     private readonly Publisher _publisher;
     private readonly TimeProvider _clock;
-    private readonly Links _links = new();
-    private readonly LinkMonitor _linkChanges = new();
+    private readonly NetworkReader _network = new();
+    private readonly BridgeFdb _fdb = new();
+    private readonly LearnedPlaces _places;
     private readonly SortedDictionary<ushort, GuestRecord> _guests = [];
     private readonly HashSet<GuestRecord> _renamed = [];
     private readonly HashSet<GuestRecord> _rewired = [];
-    private Dictionary<string, LinkMaster> _masters;
     private bool _domainsChanged;
+    private bool _look;
 
     /// <param name="xenStore">Dom0's.</param>
     /// <param name="watches">Of the same connection.</param>
@@ -32,16 +36,22 @@ internal sealed class GuestDirectory : IDisposable
     public GuestDirectory(XenStore xenStore, WatchSet watches, Publisher publisher, TimeProvider clock)
     {
         (_xenStore, _watches, _publisher, _clock) = (xenStore, watches, publisher, clock);
-        _masters = _links.ListMasters();
+        _places = new LearnedPlaces(_fdb.Find, _fdb.Follow);
         watches.Add(StorePaths.IntroduceDomain, _ => _domainsChanged = true);
         watches.Add(StorePaths.ReleaseDomain, _ => _domainsChanged = true);
+        watches.Add(StorePaths.Xapi, RewireXapi);
     }
 
-    /// <summary>Readable when interfaces have changed.</summary>
-    public int FileDescriptor => _linkChanges.FileDescriptor;
+    /// <summary>Readable when something in Dom0's network may have changed.</summary>
+    public IReadOnlyList<int> Descriptors => [.. _network.Descriptors, _fdb.FileDescriptor];
+
+    /// <summary>When <see cref="Follow"/> is due though nothing fires.</summary>
+    public Deadline Due => _look ? Deadline.Now : _places.Due.Or(_network.Due(IsSomebodyIntroduced));
 
     /// <summary>By domid.</summary>
     public IReadOnlyCollection<GuestRecord> Guests => _guests.Values;
+
+    private bool IsSomebodyIntroduced => _guests.Values.Any(g => g.PublishedPeers.Count > 0);
 
     public GuestRecord? Find(ushort domid) => _guests.GetValueOrDefault(domid);
 
@@ -73,6 +83,7 @@ internal sealed class GuestDirectory : IDisposable
     public HashSet<GuestRecord> Follow(List<GuestRecord> gone)
     {
         HashSet<GuestRecord> changed = [];
+        bool moved = FollowNetwork();
         if (_domainsChanged)
         {
             _domainsChanged = false;
@@ -85,14 +96,6 @@ internal sealed class GuestDirectory : IDisposable
             changed.Add(guest);
         }
 
-        if (_linkChanges.TakeChanges())
-        {
-            _masters = _links.ListMasters();
-            // Open vSwitch's ports are told apart by what XenStore says, which may have changed without a watch of ours.
-            _rewired.UnionWith(_guests.Values.Where(g => g.Vifs.Any(v => v.Backend == 0 && _masters.TryGetValue(v.Interface, out LinkMaster m) && !m.IsBridge)));
-            changed.UnionWith(_guests.Values.Where(FindSegments));
-        }
-
         foreach (GuestRecord guest in _rewired)
         {
             if (ReadVifs(guest))
@@ -101,10 +104,18 @@ internal sealed class GuestDirectory : IDisposable
             }
         }
 
+        if (moved || changed.Count > 0 || gone.Count > 0)
+        {
+            FindStandings(changed);
+        }
+
         _renamed.Clear();
         _rewired.Clear();
         return changed;
     }
+
+    /// <summary>A guest calls: what nobody tells of is to be looked at by the next <see cref="Follow"/>.</summary>
+    public void LookAgain() => _look = true;
 
     /// <summary>Reads of the guest's own nodes what has changed: the offer, and without one nothing else.</summary>
     /// <param name="guest">One of <see cref="Guests"/>.</param>
@@ -185,8 +196,8 @@ internal sealed class GuestDirectory : IDisposable
 
     public void Dispose()
     {
-        _linkChanges.Dispose();
-        _links.Dispose();
+        _fdb.Dispose();
+        _network.Dispose();
     }
 
     private void FollowDomains(List<GuestRecord> gone, HashSet<GuestRecord> changed)
@@ -256,6 +267,15 @@ internal sealed class GuestDirectory : IDisposable
         }
     }
 
+    /// <summary>Of what XAPI keeps for itself, its vifs matter.</summary>
+    private void RewireXapi(string path)
+    {
+        if (path.Split('/') is [_, _, string uuid, "private", "vif", ..])
+        {
+            _rewired.UnionWith(_guests.Values.Where(g => g.Identity.Uuid == uuid));
+        }
+    }
+
     private void ReadIdentity(GuestRecord guest)
     {
         string uuid = _xenStore.Read(StorePaths.Vm(guest.Domid))?.Split('/')[^1] ?? "";
@@ -286,15 +306,84 @@ internal sealed class GuestDirectory : IDisposable
 
         bool changed = !vifs.AsSpan().SequenceEqual(guest.Vifs);
         guest.Vifs = vifs;
-        return FindSegments(guest) | changed;
+        return changed;
     }
 
-    /// <returns>True when one is another than before.</returns>
-    private bool FindSegments(GuestRecord guest)
+    /// <summary>Reads what the kernel has changed of Dom0's network.</summary>
+    /// <returns>True when vifs may stand otherwise than before.</returns>
+    private bool FollowNetwork()
     {
-        string?[] segments = [.. guest.Vifs.Select(v => v.Segment(_masters))];
-        bool changed = !segments.AsSpan().SequenceEqual(guest.Segments);
-        guest.Segments = segments;
-        return changed;
+        TimeSpan now = _clock.Now();
+        bool read = _network.Follow(now, IsSomebodyIntroduced, _look);
+        _look = false;
+        if (read)
+        {
+            // Open vSwitch's ports are told apart by what XenStore says, which may have changed without a watch of ours.
+            _rewired.UnionWith(_guests.Values.Where(g =>
+                g.Vifs.Any(v => v.Backend == 0 && _network.Facts.Ports.TryGetValue(v.Interface, out SwitchPort? port) && !port.IsBridge)));
+        }
+
+        bool moved = false;
+        if (!_fdb.TakeChanges((key, entry) => moved |= _places.Changed(key, entry, now)))
+        {
+            moved |= _places.LookAtAll(now);
+        }
+
+        return _places.Turn(now) | moved | read;
+    }
+
+    /// <summary>Finds how each vif stands, which depends on all others.</summary>
+    /// <param name="changed">Gets the guests of which one stands otherwise than before.</param>
+    private void FindStandings(HashSet<GuestRecord> changed)
+    {
+        List<VifPlace> places = [];
+        foreach (GuestRecord guest in _guests.Values)
+        {
+            foreach (VifRecord vif in guest.Vifs)
+            {
+                if (Place(vif) is { } place)
+                {
+                    places.Add(place);
+                }
+            }
+        }
+
+        _places.Follow(places);
+        Dictionary<string, int> twins = Introducer.CountTwins(_guests.Values, _network.Facts.Ports);
+        foreach (GuestRecord guest in _guests.Values)
+        {
+            VifStanding[] standings = Array.ConvertAll(guest.Vifs, vif => VifStanding.Of(
+                vif,
+                _network.Facts,
+                isTwin: vif.Label(_network.Facts.Ports) is { } label && twins[label] > 1,
+                isElsewhere: Place(vif) is { } place && _places.IsElsewhere(place.Key)));
+            if (!standings.AsSpan().SequenceEqual(guest.Standings))
+            {
+                Tell(guest, standings);
+                guest.Standings = standings;
+                changed.Add(guest);
+            }
+        }
+    }
+
+    /// <summary>Where the vif's MAC address belongs; null where there is no bridge of Dom0's.</summary>
+    private VifPlace? Place(VifRecord vif) =>
+        vif.Backend == 0 && _network.Facts.Ports.TryGetValue(vif.Interface, out SwitchPort? port) && port.IsBridge
+            ? new VifPlace(new FdbKey(port.MasterIndex, port.FdbVlan, vif.Mac), port.Index, port.Floods)
+            : null;
+
+    /// <summary>Tells the administrator, who would else look for the reason in vain. Not of an address each time that it moves.</summary>
+    private void Tell(GuestRecord guest, VifStanding[] standings)
+    {
+        for (int i = 0; i < standings.Length; i++)
+        {
+            // Where they are as many as before they are the same, mostly.
+            string? before = guest.Standings.Length == standings.Length ? guest.Standings[i].Restriction : null;
+            if (standings[i].Restriction is { } restriction && restriction != before && _clock.Now() >= guest.ToldAt + _tellDistance)
+            {
+                guest.ToldAt = _clock.Now();
+                Log.Info($"domain {guest.Domid} ({guest.Identity.Name}) vif {guest.Vifs[i].Vif} is kept to netfront: {restriction}");
+            }
+        }
     }
 }

@@ -19,14 +19,17 @@ internal sealed class GuestRecord(ushort domid, TimeSpan now)
 
     public VifRecord[] Vifs { get; set; } = [];
 
-    /// <summary>Of each of <see cref="Vifs"/>: its segment, or null.</summary>
-    public string?[] Segments { get; set; } = [];
+    /// <summary>Of each of <see cref="Vifs"/>.</summary>
+    public VifStanding[] Standings { get; set; } = [];
 
     /// <summary>Backends of its vifs besides Dom0, each watched.</summary>
     public HashSet<ushort> Backends { get; } = [];
 
     /// <summary>The channels for which this guest's side waits for the peer's, each with its session.</summary>
     public Dictionary<ChannelKey, ulong> Calls { get; } = [];
+
+    /// <summary>When the administrator was last told what restricts its vifs.</summary>
+    public TimeSpan ToldAt { get; set; } = TimeSpan.MinValue / 2;
 
     /// <summary>Null while the guest may have channels.</summary>
     public QuiesceRequest? Quiesce { get; set; }

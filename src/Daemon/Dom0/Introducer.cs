@@ -13,7 +13,7 @@ internal static class Introducer
         Dictionary<int, MacAddress> vifs = [];
         for (int i = 0; guest.Offer is not null && i < guest.Vifs.Length; i++)
         {
-            if (guest.Segments[i] is not null)
+            if (guest.Standings[i].Segment is not null)
             {
                 vifs[guest.Vifs[i].Vif] = guest.Vifs[i].Mac;
             }
@@ -22,7 +22,10 @@ internal static class Introducer
         return vifs;
     }
 
-    /// <summary>What a guest is to know of another: an introduction for each pair of vifs on one segment, with the other's call for this guest, if there is one.</summary>
+    /// <summary>
+    /// What a guest is to know of another: an introduction for each pair of vifs on one segment between which Dom0 would forward everything, with the
+    /// other's call for this guest, if there is one.
+    /// </summary>
     /// <param name="policy">Dom0's.</param>
     /// <param name="guest">Who is told.</param>
     /// <param name="peer">Of whom; null when there is no such guest any more.</param>
@@ -36,13 +39,13 @@ internal static class Introducer
         List<(ChannelKey, Introduction)>? peers = null;
         for (int i = 0; i < guest.Vifs.Length; i++)
         {
-            for (int j = 0; guest.Segments[i] is { } segment && j < peer.Vifs.Length; j++)
+            for (int j = 0; guest.Standings[i].Segment is { } segment && j < peer.Vifs.Length; j++)
             {
-                if (peer.Segments[j] == segment)
+                if (peer.Standings[j].Segment == segment && IsFree(policy, guest, i, peer, j))
                 {
                     ChannelKey key = new(guest.Vifs[i].Vif, peer.Domid, peer.Vifs[j].Vif);
                     ulong call = peer.Calls.GetValueOrDefault(new ChannelKey(peer.Vifs[j].Vif, guest.Domid, guest.Vifs[i].Vif));
-                    (peers ??= []).Add((key, new Introduction(peer.Vifs[j].Mac, peer.Offer!.Value, call)));
+                    (peers ??= []).Add((key, new Introduction(peer.Vifs[j].Mac, peer.Offer!.Value, call, peer.Vifs[j].Sources)));
                 }
             }
         }
@@ -50,5 +53,38 @@ internal static class Introducer
         return peers?.ToArray() ?? [];
     }
 
+    /// <summary>How many vifs there are with one MAC address on one segment: of two, nobody can tell whom a frame is meant for.</summary>
+    /// <param name="guests">All, the unwilling as well.</param>
+    /// <param name="ports">Dom0's.</param>
+    /// <returns>By <see cref="VifRecord.Label"/>.</returns>
+    public static Dictionary<string, int> CountTwins(IReadOnlyCollection<GuestRecord> guests, Dictionary<string, SwitchPort> ports)
+    {
+        Dictionary<string, int> counts = [];
+        foreach (GuestRecord guest in guests)
+        {
+            foreach (VifRecord vif in guest.Vifs)
+            {
+                if (vif.Label(ports) is { } label)
+                {
+                    counts[label] = counts.GetValueOrDefault(label) + 1;
+                }
+            }
+        }
+
+        return counts;
+    }
+
     private static bool MayMeetAnyone(GuestRecord guest) => guest.Offer is not null && guest.Quiesce is null && guest.IsNamed;
+
+    /// <summary>Nothing in Dom0 is in the way between two vifs on one segment, or the policy says that it does not matter.</summary>
+    private static bool IsFree(Policy policy, GuestRecord guest, int i, GuestRecord peer, int j)
+    {
+        VifStanding one = guest.Standings[i], other = peer.Standings[j];
+        return one.Ambiguity is null && other.Ambiguity is null
+            && (one.Barrier is null || Ignores(guest, i))
+            && (other.Barrier is null || Ignores(peer, j))
+            && (!one.IsIsolated || !other.IsIsolated || (Ignores(guest, i) && Ignores(peer, j)));
+
+        bool Ignores(GuestRecord whose, int vif) => policy.IgnoresRestrictions(whose.Identity, whose.Vifs[vif].Interface, whose.Standings[vif].Segment!);
+    }
 }

@@ -14,24 +14,37 @@ namespace XenLoop.Dom0;
 /// <param name="Backend">The domain that runs netback.</param>
 /// <param name="Interface">The backend's interface.</param>
 /// <param name="Bridge">As configured, with whatever the toolstack writes of VLANs; null when there is none (routed, NAT).</param>
-internal readonly record struct VifRecord(int Vif, MacAddress Mac, ushort Backend, string Interface, string? Bridge)
+internal sealed record VifRecord(int Vif, MacAddress Mac, ushort Backend, string Interface, string? Bridge)
 {
+    /// <summary>Netback lets through so many bytes in so many microseconds; null for as many as there are.</summary>
+    public string? Rate { get; init; }
+
+    /// <summary>The addresses that the toolstack lets the vif use, see <see cref="AddressList"/>; null for all.</summary>
+    public string? Sources { get; init; }
+
+    /// <summary>What the toolstack has forbidden the vif that no introduction can carry, in words; null for nothing.</summary>
+    public string? Forbidden { get; init; }
+
     /// <summary>
     /// What tells one L2 segment from another; null while the vif is on none. Of a backend in Dom0 the kernel knows the truth,
     /// also when an administrator has moved the vif by hand; of Open vSwitch and of driver domains, XenStore has to.
     /// </summary>
-    /// <param name="masters">Dom0's, by interface.</param>
-    public string? Segment(Dictionary<string, LinkMaster> masters)
+    /// <param name="ports">Dom0's, by interface.</param>
+    public string? Segment(Dictionary<string, SwitchPort> ports)
     {
         if (Backend != 0)
         {
             return Bridge is null ? null : $"{Backend}/{Bridge}";
         }
 
-        return !masters.TryGetValue(Interface, out LinkMaster master) ? null
-            : master.IsBridge ? (master.Pvid <= 1 ? $"0/{master.Name}" : $"0/{master.Name}.{master.Pvid}")
+        return !ports.TryGetValue(Interface, out SwitchPort? port) ? null
+            : port.IsBridge ? (port.Pvid <= 1 ? $"0/{port.Master}" : $"0/{port.Master}.{port.Pvid}")
             : Bridge is null ? null : $"0/{Bridge}";
     }
+
+    /// <summary>Segment and MAC address; null while it is on no segment.</summary>
+    /// <param name="ports">Dom0's, by interface.</param>
+    public string? Label(Dictionary<string, SwitchPort> ports) => Segment(ports) is { } segment ? $"{segment} {Mac}" : null;
 
     /// <summary>The vifs of a guest, wherever their backends are.</summary>
     /// <param name="xenStore">Dom0's.</param>
@@ -74,15 +87,80 @@ internal readonly record struct VifRecord(int Vif, MacAddress Mac, ushort Backen
                 return;
             }
 
-            string? bridge = xenStore.Read($"{area}/bridge") ?? xenStore.Read(StorePaths.XapiBridge(uuid, vif));
+            string? bridge = xenStore.Read($"{area}/bridge") ?? xenStore.Read($"{StorePaths.XapiVif(uuid, vif)}/bridge");
             if (bridge is { Length: > 0 } && xenStore.Read($"{area}/vlan") is { Length: > 0 } vlan)
             {
                 bridge = $"{bridge}.{vlan}";
             }
 
             string? given = xenStore.Read($"{area}/vifname");
-            vifs[vif] = new VifRecord(vif, mac, backend, given is { Length: > 0 } ? given : $"vif{domid}.{vif}", bridge is { Length: > 0 } ? bridge : null);
+            (string? sources, string? forbidden) = ReadSources(xenStore, area, StorePaths.XapiVif(uuid, vif));
+            vifs[vif] = new VifRecord(vif, mac, backend, given is { Length: > 0 } ? given : $"vif{domid}.{vif}", bridge is { Length: > 0 } ? bridge : null)
+            {
+                Rate = xenStore.Read($"{area}/rate") is { Length: > 0 } rate ? rate : null,
+                Sources = sources,
+                Forbidden = forbidden,
+            };
         }
+    }
+
+    /// <summary>What the toolstack says of a vif's addresses: <c>ip=</c> of xl's, of which its script makes filters of IPv4, or XAPI's locking mode.</summary>
+    /// <param name="xenStore">Dom0's.</param>
+    /// <param name="backend">The vif's area in its backend domain.</param>
+    /// <param name="xapi">XAPI's own area of the vif.</param>
+    private static (string? Sources, string? Forbidden) ReadSources(XenStore xenStore, string backend, string xapi)
+    {
+        string? mode = xenStore.Read($"{xapi}/locking-mode");
+        return mode is "locked" or "disabled"
+            ? Locked(mode, xenStore.Read($"{xapi}/ipv4-allowed"), xenStore.Read($"{xapi}/ipv6-allowed"))
+            : Ip(xenStore.Read($"{backend}/ip"));
+    }
+
+    /// <summary>See <see cref="ReadSources"/>. A family of which nothing is said is not filtered.</summary>
+    internal static (string? Sources, string? Forbidden) Ip(string? addresses)
+    {
+        string[] words = addresses?.Split([' ', ','], StringSplitOptions.RemoveEmptyEntries) ?? [];
+        if (words.Length == 0)
+        {
+            return (null, null);
+        }
+
+        List<string> networks = [];
+        bool ipv4 = false, ipv6 = false;
+        foreach (string word in words)
+        {
+            if (AddressList.Canonical(word) is not { } network)
+            {
+                return (null, $"ip= with \"{word}\", which is no address");
+            }
+
+            networks.Add(network);
+            ipv6 |= network.Contains(':', StringComparison.Ordinal);
+            ipv4 |= !network.Contains(':', StringComparison.Ordinal);
+        }
+
+        if (!ipv4)
+        {
+            networks.Add(AddressList.AnyIPv4);
+        }
+
+        if (!ipv6)
+        {
+            networks.Add(AddressList.AnyIPv6);
+        }
+
+        return networks.Count > AddressList.Most
+            ? (null, $"ip= with more than {AddressList.Most - 1} addresses")
+            : (string.Join(',', [.. networks, AddressList.Other]), null);
+    }
+
+    /// <summary>See <see cref="ReadSources"/>. What is not allowed is forbidden.</summary>
+    internal static (string? Sources, string? Forbidden) Locked(string mode, string? ipv4, string? ipv6)
+    {
+        string?[] networks = [.. $"{ipv4},{ipv6}".Split([',', ' '], StringSplitOptions.RemoveEmptyEntries).Select(AddressList.Canonical)];
+        return mode == "disabled" || networks.Length == 0 ? (null, "the locking mode of the vif lets nothing through")
+            : networks.Length > AddressList.Most || networks.Contains(null) ? (null, "the locking mode of the vif has addresses that cannot be carried over")
+            : (string.Join(',', networks), null);
     }
 
     /// <summary>The domain in <c>/local/domain/B/backend/vif/D/V</c>.</summary>

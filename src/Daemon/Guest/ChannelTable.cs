@@ -87,11 +87,11 @@ internal sealed class ChannelTable(ChannelContext context)
 
     /// <summary>The channel to a peer, to be given a turn; null when there is no room for one more, at least not yet.</summary>
     /// <param name="key">Of the channel.</param>
-    /// <param name="peerMac">The peer's, as introduced.</param>
+    /// <param name="peer">As introduced.</param>
     /// <param name="port">This side's vif; null while it may have none.</param>
     /// <param name="now">See <see cref="Deadline"/>.</param>
     /// <param name="packetsPerSecond">To the peer, as far as this side knows.</param>
-    public Channel? Open(ChannelKey key, MacAddress peerMac, VifPort? port, TimeSpan now, double packetsPerSecond = 0)
+    public Channel? Open(ChannelKey key, in Introduction peer, VifPort? port, TimeSpan now, double packetsPerSecond = 0)
     {
         if (_channels.TryGetValue(key, out Channel? channel))
         {
@@ -99,13 +99,14 @@ internal sealed class ChannelTable(ChannelContext context)
         }
 
         // Two peers with one address: the divert knows only one of them.
-        bool ambiguous = _channels.Values.Any(c => c.Key.Vif == key.Vif && c.PeerMac == peerMac);
+        MacAddress mac = peer.Mac;
+        bool ambiguous = _channels.Values.Any(c => c.Key.Vif == key.Vif && c.PeerMac == mac);
         if (port is null || ambiguous || !HasRoom(key.Peer, packetsPerSecond, now))
         {
             return null;
         }
 
-        channel = new Channel(context, key, port, peerMac) { CloseBy = _closeBy };
+        channel = new Channel(context, key, port, peer) { CloseBy = _closeBy };
         _channels[key] = channel;
         return channel;
     }

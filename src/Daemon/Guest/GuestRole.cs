@@ -427,7 +427,7 @@ internal sealed class GuestRole : IRole
             if (_introductions.Peers.TryGetValue(key, out Introduction peer) && peer.Call != 0)
             {
                 _ = _vifs.LookNow(now);
-                _channels.Open(key, peer.Mac, _vifs.Current(key.Vif), now)?.Turn(now);
+                _channels.Open(key, peer, _vifs.Current(key.Vif), now)?.Turn(now);
             }
         }
 
@@ -441,7 +441,7 @@ internal sealed class GuestRole : IRole
             if (key.Vif == demand.Vif && peer.Mac.Bits == demand.Address && _vifs.Current(key.Vif) is { } port)
             {
                 _ = _vifs.LookNow(now);
-                if (port.Obstacle is null && _channels.Open(key, peer.Mac, port, now, Math.Max(demand.PacketsBefore, (uint)_settings.PacketsPerSecond)) is { } channel)
+                if (port.Obstacle is null && _channels.Open(key, peer, port, now, Math.Max(demand.PacketsBefore, (uint)_settings.PacketsPerSecond)) is { } channel)
                 {
                     channel.Demand(now);
                     channel.Turn(now);
@@ -453,5 +453,6 @@ internal sealed class GuestRole : IRole
     }
 
     private bool IsWanted(Channel channel) =>
-        _vifs.Current(channel.Key.Vif) is not null && _introductions.Peers.TryGetValue(channel.Key, out Introduction peer) && peer.Mac == channel.PeerMac;
+        _vifs.Current(channel.Key.Vif) is not null && _introductions.Peers.TryGetValue(channel.Key, out Introduction peer)
+        && peer.Mac == channel.PeerMac && peer.Sources == channel.PeerSources;
 }

@@ -40,6 +40,9 @@ internal static class StorePaths
 
     public const string Homes = "/local/domain";
 
+    /// <summary>Where XAPI keeps for itself what it knows of guests.</summary>
+    public const string Xapi = "/xapi";
+
     public static string Home(ushort domid) => $"{Homes}/{domid}";
 
     public static string Domid(ushort domid) => $"{Home(domid)}/domid";
@@ -91,6 +94,6 @@ internal static class StorePaths
     /// <summary>Where a backend domain and the toolstack talk about a guest's vifs.</summary>
     public static string BackendVifs(ushort backend, ushort domid) => $"{Home(backend)}/backend/vif/{domid}";
 
-    /// <summary>The bridge of a vif, as XAPI keeps it for itself.</summary>
-    public static string XapiBridge(string uuid, int vif) => $"/xapi/{uuid}/private/vif/{vif}/bridge";
+    /// <summary>What XAPI keeps for itself of a vif, as its bridge.</summary>
+    public static string XapiVif(string uuid, int vif) => $"{Xapi}/{uuid}/private/vif/{vif}";
 }

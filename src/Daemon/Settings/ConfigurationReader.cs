@@ -21,7 +21,7 @@ internal sealed class ConfigurationReader
     {
         [""] = ["guest", "policy"],
         ["guest"] = ["enabled", "packets-per-second", "idle-seconds", "max-channels", "max-memory-mib"],
-        ["policy"] = ["default", "allow", "deny", "groups"],
+        ["policy"] = ["default", "allow", "deny", "groups", "ignore-restrictions", "ignore-restrictions-on"],
         [Groups] = [],
     };
 
@@ -35,6 +35,8 @@ internal sealed class ConfigurationReader
     private readonly Dictionary<string, Glob[]> _groups = [];
     private readonly List<Rule> _allow = [];
     private readonly List<Rule> _deny = [];
+    private readonly List<Rule> _unrestricted = [];
+    private Glob[] _unrestrictedPlaces = [];
     private GuestSettings _guest = new();
     private bool _allowedByDefault = true;
 
@@ -135,7 +137,7 @@ internal sealed class ConfigurationReader
         }
 
         // Not before now: groups may be defined after the rules that name them.
-        foreach (Rule rule in _allow.Concat(_deny))
+        foreach (Rule rule in _allow.Concat(_deny).Concat(_unrestricted))
         {
             CheckGroup(rule.One, rule.OneAt);
             CheckGroup(rule.Other, rule.OtherAt);
@@ -145,7 +147,12 @@ internal sealed class ConfigurationReader
         {
             Path = _path,
             Guest = _guest,
-            Policy = new(_groups, _allow.Select(r => (r.One, r.Other)), _deny.Select(r => (r.One, r.Other))) { AllowedByDefault = _allowedByDefault },
+            Policy = new(_groups, _allow.Select(r => (r.One, r.Other)), _deny.Select(r => (r.One, r.Other)))
+            {
+                AllowedByDefault = _allowedByDefault,
+                UnrestrictedGroups = [.. _unrestricted.Select(u => u.One)],
+                UnrestrictedPlaces = _unrestrictedPlaces,
+            },
         };
     }
 
@@ -233,6 +240,18 @@ internal sealed class ConfigurationReader
             case "policy.deny":
                 ReadRules(name, key, value, _deny);
                 break;
+            case "policy.ignore-restrictions":
+                const string Remedy = "write the names of groups, ignore-restrictions = [\"one\"]; \"*\" is every guest";
+                foreach (ValueSyntax item in Items(value, $"\"{name}\"", Remedy))
+                {
+                    string group = ReadText(item, $"an entry of \"{name}\"", Remedy);
+                    _unrestricted.Add(new Rule(group, item, group, item));
+                }
+
+                break;
+            case "policy.ignore-restrictions-on":
+                _unrestrictedPlaces = ReadGlobs(value, $"\"{name}\"", "write globs of bridges or of vifs' interfaces, ignore-restrictions-on = [\"xenbr0\"]", "interface");
+                break;
             default:
                 ReadGroup(key, value);
                 break;
@@ -274,13 +293,18 @@ internal sealed class ConfigurationReader
             throw At(_keys[Join(Groups, group)], "\"*\" is the group of all guests and cannot be defined; choose another name");
         }
 
+        _groups[group] = ReadGlobs(value, $"the group \"{group}\"", remedy, "guest");
+    }
+
+    private Glob[] ReadGlobs(ValueSyntax value, string what, string remedy, string kind)
+    {
         List<Glob> globs = [];
-        foreach (ValueSyntax item in Items(value, $"the group \"{group}\"", remedy))
+        foreach (ValueSyntax item in Items(value, what, remedy))
         {
-            string glob = ReadText(item, $"an entry of the group \"{group}\"", remedy);
+            string glob = ReadText(item, $"an entry of {what}", remedy);
             if (string.IsNullOrWhiteSpace(glob))
             {
-                throw At(item, $"an empty glob in the group \"{group}\", which would match no guest; write a name, or \"*\" for every guest, or remove it");
+                throw At(item, $"an empty glob in {what}, which would match no {kind}; write a name, or \"*\" for every {kind}, or remove it");
             }
 
             // Somebody who means a set of characters must not get a rule that silently matches nothing.
@@ -292,7 +316,7 @@ internal sealed class ConfigurationReader
             globs.Add(new Glob(glob));
         }
 
-        _groups[group] = [.. globs];
+        return [.. globs];
     }
 
     private void CheckGroup(string group, SyntaxNode at)

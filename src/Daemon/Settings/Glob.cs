@@ -6,6 +6,9 @@ internal sealed class Glob(string pattern)
     /// <summary>By its name, or by its UUID in whatever case.</summary>
     public bool Matches(GuestIdentity guest) => Matches(guest.Name, ignoreCase: false) || Matches(guest.Uuid, ignoreCase: true);
 
+    /// <summary>Whether it is a name like this, in this case.</summary>
+    public bool MatchesName(string name) => Matches(name, ignoreCase: false);
+
     public override string ToString() => pattern;
 
     /// <summary>Only the last star is ever reconsidered, so the time is at most the product of both lengths.</summary>

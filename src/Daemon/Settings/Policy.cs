@@ -20,6 +20,8 @@ internal sealed class Policy
     private readonly List<int>[] _allowedPartners;
     private readonly List<int>[] _deniedPartners;
     private readonly Dictionary<GuestIdentity, Standing> _standings = [];
+    private readonly IReadOnlyDictionary<string, Glob[]> _groups;
+    private readonly List<Glob> _unrestricted = [];
 
     /// <summary>No rules: the default decides everything.</summary>
     public Policy()
@@ -33,6 +35,7 @@ internal sealed class Policy
     /// <exception cref="KeyNotFoundException">A rule names a group that there is not.</exception>
     public Policy(IReadOnlyDictionary<string, Glob[]> groups, IEnumerable<(string One, string Other)> allow, IEnumerable<(string One, string Other)> deny)
     {
+        _groups = groups;
         Dictionary<string, int> numbers = new() { [Everyone] = 0 };
         _members = [[new Glob("*")], .. groups.Values];
         foreach (string name in groups.Keys)
@@ -46,6 +49,44 @@ internal sealed class Policy
 
     /// <summary>The answer for guests that no rule speaks of.</summary>
     public bool AllowedByDefault { get; init; } = true;
+
+    /// <summary>Groups of guests that are introduced as if nothing in Dom0 restricted them.</summary>
+    public IReadOnlyList<string> UnrestrictedGroups
+    {
+        init
+        {
+            foreach (string group in value)
+            {
+                _unrestricted.AddRange(group == Everyone ? [new Glob("*")] : _groups[group]);
+            }
+        }
+    }
+
+    /// <summary>The same of the vifs on these bridges, and of those with such an interface in Dom0.</summary>
+    public IReadOnlyList<Glob> UnrestrictedPlaces { get; init; } = [];
+
+    /// <summary>Whether a vif is introduced as if nothing in Dom0 restricted it.</summary>
+    /// <param name="guest">Whose it is.</param>
+    /// <param name="interfaceName">Its interface in its backend's domain.</param>
+    /// <param name="segment">Domain and bridge, as <c>0/xenbr0</c>.</param>
+    public bool IgnoresRestrictions(GuestIdentity guest, string interfaceName, string segment)
+    {
+        if (_unrestricted.Exists(g => g.Matches(guest)))
+        {
+            return true;
+        }
+
+        string bridge = segment[(segment.IndexOf('/') + 1)..];
+        foreach (Glob place in UnrestrictedPlaces)
+        {
+            if (place.MatchesName(bridge) || place.MatchesName(segment) || place.MatchesName(interfaceName))
+            {
+                return true;
+            }
+        }
+
+        return false;
+    }
 
     /// <summary>The same answer for both orders.</summary>
     public bool MayMeet(GuestIdentity one, GuestIdentity other)

@@ -5,13 +5,11 @@ using static XenLoop.Interop.Errno;
 namespace XenLoop.Interop.Linux;
 
 /// <summary>
-/// Tells which interfaces of the network namespace came, went or changed (rtnetlink(7), RTMGRP_LINK), if wanted with what hangs on
-/// them of traffic control: who cares looks at these. Belongs to the namespace of the thread that opened it.
+/// Tells that something changed of which the kernel tells groups of netlink(7) sockets. Belongs to the network namespace of the thread that
+/// opened it.
 /// </summary>
-internal sealed unsafe class LinkMonitor : IDisposable
+internal unsafe class NetlinkMonitor : IDisposable
 {
-    private const uint RTMGRP_LINK = 1;
-    private const uint RTMGRP_TC = 8;
     // Behind the header, in struct ifinfomsg and in struct tcmsg alike.
     private const int InterfaceOffset = 20;
 
@@ -21,25 +19,35 @@ internal sealed unsafe class LinkMonitor : IDisposable
     private readonly SafeFd _fd;
     private readonly byte[] _buffer = new byte[4096];
 
-    /// <param name="trafficControl">Qdiscs and filters count as well.</param>
-    /// <exception cref="NativeException">The kernel gives no netlink socket.</exception>
-    public LinkMonitor(bool trafficControl = false)
+    /// <param name="protocol">NETLINK_*, see <see cref="NetlinkSocket"/>.</param>
+    /// <param name="groups">A bit for each group.</param>
+    /// <exception cref="NativeException">The kernel gives no such socket.</exception>
+    public NetlinkMonitor(int protocol, uint groups)
     {
-        _fd = NetlinkSocket.Open(LibC.SOCK_NONBLOCK);
-        sockaddr_nl address = new() { nl_family = (ushort)LibC.AF_NETLINK, nl_groups = RTMGRP_LINK | (trafficControl ? RTMGRP_TC : 0) };
-        if (LibC.bind(_fd.Number, (sockaddr*)&address, sizeof(sockaddr_nl)) < 0)
-        {
-            int errno = LibC.errno;
-            _fd.Dispose();
-            throw new NativeException("bind", "rtnetlink RTMGRP_LINK", errno);
-        }
+        _fd = Open(protocol, groups);
     }
 
     /// <summary>Readable after a change; then call <see cref="TakeChanges"/>.</summary>
     public int FileDescriptor => _fd.Number;
 
+    /// <summary>A socket that hears of changes, and never blocks.</summary>
+    /// <exception cref="NativeException">The kernel gives no such socket.</exception>
+    public static SafeFd Open(int protocol, uint groups)
+    {
+        SafeFd fd = NetlinkSocket.Open(LibC.SOCK_NONBLOCK, protocol);
+        sockaddr_nl address = new() { nl_family = (ushort)LibC.AF_NETLINK, nl_groups = groups };
+        if (LibC.bind(fd.Number, (sockaddr*)&address, sizeof(sockaddr_nl)) < 0)
+        {
+            int errno = LibC.errno;
+            fd.Dispose();
+            throw new NativeException("bind", $"netlink {protocol}, groups {groups:x}", errno);
+        }
+
+        return fd;
+    }
+
     /// <summary>True when anything changed since the last call.</summary>
-    /// <param name="changed">Gets the indices of the interfaces that did, and <see cref="Any"/>.</param>
+    /// <param name="changed">Of rtnetlink: gets the indices of the interfaces that did, and <see cref="Any"/>.</param>
     public bool TakeChanges(HashSet<int>? changed = null)
     {
         bool some = false;
@@ -61,4 +69,17 @@ internal sealed unsafe class LinkMonitor : IDisposable
     }
 
     public void Dispose() => _fd.Dispose();
+}
+
+/// <summary>
+/// Tells which interfaces of the network namespace came, went or changed (rtnetlink(7), RTMGRP_LINK), if wanted with what hangs on
+/// them of traffic control: who cares looks at these.
+/// </summary>
+/// <param name="trafficControl">Qdiscs and filters count as well.</param>
+/// <exception cref="NativeException">The kernel gives no netlink socket.</exception>
+internal sealed class LinkMonitor(bool trafficControl = false)
+    : NetlinkMonitor(NetlinkSocket.NETLINK_ROUTE, RTMGRP_LINK | (trafficControl ? RTMGRP_TC : 0))
+{
+    private const uint RTMGRP_LINK = 1;
+    private const uint RTMGRP_TC = 8;
 }

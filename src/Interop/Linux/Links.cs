@@ -45,12 +45,6 @@ internal readonly record struct GsoLimits(uint MaxSize, uint MaxSegments, uint I
 /// <summary>Settings of an interface that change without a message of rtnetlink, as <see cref="LinkInfo"/> has them.</summary>
 internal readonly record struct SilentSettings(GsoLimits Gso, uint NativeXdpProgram);
 
-/// <summary>What an interface is a port of.</summary>
-/// <param name="Name">Of the master: a bridge, or another switch (Open vSwitch has one for all its bridges).</param>
-/// <param name="IsBridge">A Linux bridge.</param>
-/// <param name="Pvid">The VLAN of the port's untagged frames on a Linux bridge; 0 where the kernel knows no VLANs.</param>
-internal readonly record struct LinkMaster(string Name, bool IsBridge, int Pvid);
-
 /// <summary>The interfaces of the network namespace of the thread that opened this. Not for two threads at once.</summary>
 internal sealed class Links : IDisposable
 {
@@ -63,9 +57,7 @@ internal sealed class Links : IDisposable
     private const ushort IFLA_QDISC = 6;
     private const ushort IFLA_MASTER = 10;
     private const ushort IFLA_TXQLEN = 13;
-    private const ushort IFLA_LINKINFO = 18;
     private const ushort IFLA_AF_SPEC = 26;
-    private const ushort IFLA_EXT_MASK = 29;
     private const ushort IFLA_GSO_MAX_SEGS = 40;
     private const ushort IFLA_GSO_MAX_SIZE = 41;
     private const ushort IFLA_XDP = 43;
@@ -75,11 +67,6 @@ internal sealed class Links : IDisposable
     private const ushort IFLA_XDP_DRV_PROG_ID = 5;
     private const ushort IFLA_XDP_HW_PROG_ID = 7;
     private const byte XDP_ATTACHED_SKB = 2;
-    private const ushort IFLA_INFO_KIND = 1;
-    private const ushort IFLA_BRIDGE_VLAN_INFO = 2;
-    private const ushort BRIDGE_VLAN_INFO_PVID = 1 << 1;
-    private const uint RTEXT_FILTER_BRVLAN = 1 << 1;
-    private const byte AF_BRIDGE = 7;
     private const ushort IFLA_INET6_ADDR_GEN_MODE = 8;
     private const byte IN6_ADDR_GEN_MODE_NONE = 1;
     private const ushort AF_INET6 = 10;
@@ -119,45 +106,6 @@ internal sealed class Links : IDisposable
         _silent = default;
         _ = _socket.Try(message, _takeSilent);
         return _silent;
-    }
-
-    /// <summary>Every interface that is a port of another, by name.</summary>
-    public Dictionary<string, LinkMaster> ListMasters()
-    {
-        Dictionary<int, (string Name, bool IsBridge)> links = [];
-        List<(int Index, string Name, int Master)> ports = [];
-        NetlinkMessage message = _socket.Begin(RTM_GETLINK, NLM_F_DUMP);
-        message.Append(default(ifinfomsg));
-        _socket.Request(message, "RTM_GETLINK", "all interfaces", (type, payload) =>
-        {
-            if (type == RTM_NEWLINK)
-            {
-                ReadMaster(payload, links, ports);
-            }
-        });
-
-        Dictionary<int, int> pvids = [];
-        message = _socket.Begin(RTM_GETLINK, NLM_F_DUMP);
-        message.Append(new ifinfomsg { ifi_family = AF_BRIDGE });
-        message.Attribute(IFLA_EXT_MASK, RTEXT_FILTER_BRVLAN);
-        _socket.Request(message, "RTM_GETLINK(AF_BRIDGE)", "all bridges", (type, payload) =>
-        {
-            if (type == RTM_NEWLINK && ReadPvid(payload, out int index, out int pvid))
-            {
-                pvids[index] = pvid;
-            }
-        });
-
-        Dictionary<string, LinkMaster> masters = [];
-        foreach ((int index, string name, int master) in ports)
-        {
-            // A master in another namespace has a number that means nothing here.
-            if (links.TryGetValue(master, out (string Name, bool IsBridge) link))
-            {
-                masters[name] = new LinkMaster(link.Name, link.IsBridge, pvids.GetValueOrDefault(index));
-            }
-        }
-        return masters;
     }
 
     public void SetUp(int index) => SetFlags(index, LinkFlags.IFF_UP, LinkFlags.IFF_UP);
@@ -378,67 +326,5 @@ internal sealed class Links : IDisposable
         }
         // Several programs at once (XDP_ATTACHED_MULTI) have no common number.
         return native != 0 ? native : attached == XDP_ATTACHED_SKB ? 0 : program;
-    }
-
-    private static void ReadMaster(
-        ReadOnlySpan<byte> payload, Dictionary<int, (string Name, bool IsBridge)> links, List<(int Index, string Name, int Master)> ports)
-    {
-        int index = MemoryMarshal.Read<ifinfomsg>(payload).ifi_index;
-        string name = "";
-        int master = 0;
-        bool isBridge = false;
-        NetlinkAttributes attributes = new(payload[Unsafe.SizeOf<ifinfomsg>()..]);
-        while (attributes.MoveNext())
-        {
-            switch (attributes.Type)
-            {
-                case IFLA_IFNAME:
-                    name = attributes.Text;
-                    break;
-                case IFLA_MASTER:
-                    master = BinaryPrimitives.ReadInt32LittleEndian(attributes.Data);
-                    break;
-                case IFLA_LINKINFO:
-                    NetlinkAttributes information = new(attributes.Data);
-                    while (information.MoveNext())
-                    {
-                        isBridge |= information.Type == IFLA_INFO_KIND && information.Text == "bridge";
-                    }
-                    break;
-                default:
-                    break;
-            }
-        }
-        links[index] = (name, isBridge);
-        if (master != 0)
-        {
-            ports.Add((index, name, master));
-        }
-    }
-
-    private static bool ReadPvid(ReadOnlySpan<byte> payload, out int index, out int pvid)
-    {
-        index = MemoryMarshal.Read<ifinfomsg>(payload).ifi_index;
-        NetlinkAttributes attributes = new(payload[Unsafe.SizeOf<ifinfomsg>()..]);
-        while (attributes.MoveNext())
-        {
-            if (attributes.Type != IFLA_AF_SPEC)
-            {
-                continue;
-            }
-            // struct bridge_vlan_info: flags, then the VLAN's number.
-            NetlinkAttributes vlans = new(attributes.Data);
-            while (vlans.MoveNext())
-            {
-                if (vlans.Type == IFLA_BRIDGE_VLAN_INFO
-                    && (BinaryPrimitives.ReadUInt16LittleEndian(vlans.Data) & BRIDGE_VLAN_INFO_PVID) != 0)
-                {
-                    pvid = BinaryPrimitives.ReadUInt16LittleEndian(vlans.Data[2..]);
-                    return true;
-                }
-            }
-        }
-        pvid = 0;
-        return false;
     }
 }

@@ -22,13 +22,14 @@ internal static class NetlinkFlags
 }
 
 /// <summary>
-/// A socket of rtnetlink(7) or sock_diag(7): one request at a time and its answer. Works on the network namespace of the thread that opened it.
+/// A socket of netlink(7): one request at a time and its answer. Works on the network namespace of the thread that opened it.
 /// Not for two threads at once.
 /// </summary>
 internal sealed unsafe class NetlinkSocket : IDisposable
 {
     public const int NETLINK_ROUTE = 0;
     public const int NETLINK_SOCK_DIAG = 4;
+    public const int NETLINK_NETFILTER = 12;
 
     private const int NETLINK_CAP_ACK = 10;
     private const int NETLINK_EXT_ACK = 11;
@@ -64,7 +65,7 @@ internal sealed unsafe class NetlinkSocket : IDisposable
         int fd = LibC.socket(LibC.AF_NETLINK, LibC.SOCK_RAW | LibC.SOCK_CLOEXEC | flags, protocol);
         return fd >= 0
             ? new SafeFd(fd)
-            : throw new NativeException("socket", protocol == NETLINK_ROUTE ? "rtnetlink" : "sock_diag", LibC.errno, "AF_NETLINK must be allowed (RestrictAddressFamilies=)");
+            : throw new NativeException("socket", protocol switch { NETLINK_ROUTE => "rtnetlink", NETLINK_NETFILTER => "nfnetlink", _ => "sock_diag" }, LibC.errno, "AF_NETLINK must be allowed (RestrictAddressFamilies=)");
     }
 
     /// <summary>Begins a request, in the one buffer that there is: it is to be sent before the next one begins.</summary>

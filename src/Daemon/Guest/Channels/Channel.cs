@@ -59,22 +59,26 @@ internal sealed class Channel
     private bool _heard;
     private ChannelMessage? _said;
 
-    public Channel(ChannelContext context, ChannelKey key, VifPort port, MacAddress peerMac)
+    public Channel(ChannelContext context, ChannelKey key, VifPort port, in Introduction peer)
     {
         _context = context;
         _port = port;
         Key = key;
-        PeerMac = peerMac;
+        PeerMac = peer.Mac;
+        PeerSources = peer.Sources;
         _listener = context.Self < key.Peer;
         _machine = new ChannelMachine(_listener, key.Peer, () => (ulong)Random.Shared.NextInt64(1, long.MaxValue));
         _machine.SetIdleTime(context.IdleTime, TimeSpan.Zero);
-        _resources = new ChannelResources(context, key, port, peerMac);
+        _resources = new ChannelResources(context, key, port, peer.Mac, peer.Sources);
         _node = new ChannelNode(context.XenStore, context.Watches, context.Self, key, () => _heard = true);
     }
 
     public ChannelKey Key { get; }
 
     public MacAddress PeerMac { get; }
+
+    /// <summary>The addresses that the peer may use, see <see cref="AddressList"/>; null for all.</summary>
+    public string? PeerSources { get; }
 
     /// <summary>Bytes of the rings; before they are there, what they will have.</summary>
     public long MemoryBytes => 2L * (_resources.RingBytes is > 0 and uint bytes ? bytes : _context.RingBytes);
@@ -185,6 +189,7 @@ internal sealed class Channel
             json.WriteNumber("received_packets", counters.ReceivedPackets);
             json.WriteNumber("received_bytes", counters.ReceivedBytes);
             json.WriteNumber("receive_errors", counters.ReceiveErrors);
+            json.WriteNumber("foreign_sources", counters.ForeignSources);
             json.WriteNumber("notifications", counters.Notifications);
             json.WriteNumber("stalls", counters.Stalls);
         }

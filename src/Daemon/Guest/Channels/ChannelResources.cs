@@ -7,7 +7,7 @@ using XenLoop.Ring;
 namespace XenLoop.Guest.Channels;
 
 /// <summary>All that one channel holds: memory and event channel, slot, TAP, and its path in the data loop. Taken and given back here alone.</summary>
-internal sealed class ChannelResources(ChannelContext context, ChannelKey key, VifPort port, MacAddress peerMac)
+internal sealed class ChannelResources(ChannelContext context, ChannelKey key, VifPort port, MacAddress peerMac, string? peerSources)
 {
     private ChannelMemory? _memory;
     private ChannelTap? _tap;
@@ -57,7 +57,7 @@ internal sealed class ChannelResources(ChannelContext context, ChannelKey key, V
         bool uso = (context.Offer.Features & peer.Features & Features.Uso) != 0;
         _tap = port.OpenTap(key.TapName, uso);
         _path = new ChannelPath(_tap.Device, _memory!.Events, _memory.CreateProducer(), _memory.CreateConsumer(), _memory.PeerAlive,
-            port.Divert.Stamp(_slot), port.Mac, peerMac, uso);
+            port.Divert.Stamp(_slot), port.Mac, peerMac, uso, Sources());
         context.Loop.Add(_path);
     }
 
@@ -144,6 +144,18 @@ internal sealed class ChannelResources(ChannelContext context, ChannelKey key, V
             _memory.Release(context.Kept, key.Peer, said, now);
             _memory = null;
         }
+    }
+
+    /// <summary>What is malformed is no introduction, and does not come here.</summary>
+    private SourceAddresses? Sources()
+    {
+        if (peerSources is null)
+        {
+            return null;
+        }
+
+        AddressNetwork[] networks = [.. AddressList.Parse(peerSources) ?? []];
+        return new SourceAddresses(Array.ConvertAll(networks, n => n.Address), Array.ConvertAll(networks, n => n.Bits), peerSources.Split(',').Contains(AddressList.Other));
     }
 
     private void Block()

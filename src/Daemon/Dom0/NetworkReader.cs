@@ -1,0 +1,167 @@
+using XenLoop.Interop;
+using XenLoop.Interop.Linux;
+using XenLoop.Loop;
+using XenLoop.Service;
+
+namespace XenLoop.Dom0;
+
+/// <summary>Reads <see cref="NetworkFacts"/> of Dom0's namespace, and knows when they have changed.</summary>
+internal sealed class NetworkReader : IDisposable
+{
+    // A set of rules is put in place by many messages: read at the first of them, and not again at each.
+    private static readonly TimeSpan _distance = TimeSpan.FromMilliseconds(200);
+
+    private static readonly TimeSpan _retry = TimeSpan.FromSeconds(1);
+
+    // The kernel tells nobody of legacy tables and of TCX programs.
+    private static readonly TimeSpan _poll = TimeSpan.FromSeconds(5);
+
+    private readonly NetlinkSocket _routes = new();
+    private readonly TrafficControl _trafficControl = new();
+    private readonly NetlinkMonitor _changes = new LinkMonitor(trafficControl: true);
+    private readonly NetlinkSocket? _filters;
+    private readonly NetlinkMonitor? _filterChanges;
+    private TimeSpan _readAt = TimeSpan.MinValue;
+    private bool _dirty = true;
+    private bool _legacy;
+
+    public NetworkReader()
+    {
+        try
+        {
+            _filters = new NetlinkSocket(NetlinkSocket.NETLINK_NETFILTER);
+            _filterChanges = new NetlinkMonitor(NetlinkSocket.NETLINK_NETFILTER, NfTables.Group);
+        }
+        catch (NativeException e)
+        {
+            // A kernel without nfnetlink has no rules either.
+            Log.Info($"no changes of nftables are followed: {e.Message}");
+        }
+    }
+
+    /// <summary>Readable when something may have changed.</summary>
+    public IReadOnlyList<int> Descriptors => _filterChanges is null ? [_changes.FileDescriptor] : [_changes.FileDescriptor, _filterChanges.FileDescriptor];
+
+    /// <summary>As they were read last.</summary>
+    public NetworkFacts Facts { get; private set; } = new();
+
+    /// <summary>Reads them when something has changed, or it is time to look.</summary>
+    /// <param name="now">See <see cref="Deadline"/>.</param>
+    /// <param name="introduced">Whether somebody relies on what nobody tells of.</param>
+    /// <param name="look">Somebody is about to rely on it.</param>
+    /// <returns>True when they were read.</returns>
+    public bool Follow(TimeSpan now, bool introduced, bool look)
+    {
+        _dirty |= _changes.TakeChanges() | (_filterChanges?.TakeChanges() == true) | look | (introduced && _legacy && now >= _readAt + _poll);
+        if (!_dirty || now < _readAt + _distance)
+        {
+            return false;
+        }
+
+        _readAt = now;
+        try
+        {
+            Facts = Read();
+            _dirty = false;
+            return true;
+        }
+        catch (NativeException e)
+        {
+            // Mostly, something was changed in the midst of it. What is known counts until it is read again.
+            _readAt = now + _retry;
+            Log.Warning($"Dom0's network cannot be read, and is read again: {e.Message}");
+            return false;
+        }
+    }
+
+    /// <summary>When <see cref="Follow"/> is due though nothing fires.</summary>
+    /// <param name="introduced">Whether somebody relies on what nobody tells of.</param>
+    public Deadline Due(bool introduced) =>
+        _dirty ? Deadline.At(_readAt + _distance) : introduced && _legacy ? Deadline.At(_readAt + _poll) : Deadline.Never;
+
+    public void Dispose()
+    {
+        _filterChanges?.Dispose();
+        _filters?.Dispose();
+        _changes.Dispose();
+        _trafficControl.Dispose();
+        _routes.Dispose();
+    }
+
+    private NetworkFacts Read()
+    {
+        Dictionary<string, SwitchPort> ports = SwitchPorts.List(_routes);
+        // Of interfaces that are no ports, nobody asks.
+        Dictionary<int, string> trafficControl = NetworkFacts.DescribeQdiscs(Qdiscs.List(_routes), HasFilters);
+        bool someCall = CallsIpTables("iptables") || CallsIpTables("ip6tables") || CallsIpTables("arptables");
+        bool callsIpTables = someCall;
+        foreach (SwitchPort port in ports.Values)
+        {
+            if (HasTcx(port.Index))
+            {
+                trafficControl[port.Index] = "a TCX program";
+            }
+
+            someCall |= port.CallsIpTables;
+        }
+
+        List<NfChain> chains = _filters is null ? [] : NfTables.ListChains(_filters);
+        // What a host's own firewall and its containers have of rules may be long, and is mostly none of a bridge's business.
+        chains.RemoveAll(c => !someCall && c.Family is NfFamily.Ip or NfFamily.Ip6 or NfFamily.Arp);
+        foreach (NfFamily family in (ReadOnlySpan<NfFamily>)[NfFamily.Inet, NfFamily.Ip, NfFamily.Arp, NfFamily.Netdev, NfFamily.Bridge, NfFamily.Ip6])
+        {
+            if (chains.Exists(c => c.Family == family && c.Hook is not null))
+            {
+                NfTables.ReadRules(_filters!, family, chains);
+            }
+        }
+
+        (string? frames, string? packets, Dictionary<string, string> devices) = NetworkFacts.DescribeChains(chains);
+        _legacy = LegacyTables.Exist;
+        if (_legacy)
+        {
+            frames ??= LegacyTables.FindEbTables() is { } ebtable ? $"ebtables-legacy: {ebtable}" : null;
+            packets ??= LegacyTables.FindIpTables() is { } iptable ? $"iptables-legacy: {iptable}" : null;
+            packets ??= LegacyTables.FindIp6Tables() is { } ip6table ? $"ip6tables-legacy: {ip6table}" : null;
+        }
+
+        return new NetworkFacts
+        {
+            Ports = ports,
+            TrafficControl = trafficControl,
+            DeviceFilters = devices,
+            BridgeFilter = frames,
+            PacketFilter = packets,
+            CallsIpTables = callsIpTables,
+        };
+    }
+
+    private bool HasFilters(int vif) =>
+        _trafficControl.ListFilters(vif, TcHook.Ingress).Count + _trafficControl.ListFilters(vif, TcHook.Egress).Count > 0;
+
+    private static bool HasTcx(int port)
+    {
+        try
+        {
+            return Bpf.ListTcxPrograms(port, BpfAttachType.BPF_TCX_INGRESS).Length + Bpf.ListTcxPrograms(port, BpfAttachType.BPF_TCX_EGRESS).Length > 0;
+        }
+        catch (NativeException e) when (e.Errno is Errno.EINVAL or Errno.ENODEV)
+        {
+            // The kernel is older than 6.6, or the port has gone.
+            return false;
+        }
+    }
+
+    /// <summary>There only while br_netfilter is loaded.</summary>
+    private static bool CallsIpTables(string which)
+    {
+        try
+        {
+            return File.ReadAllText($"/proc/sys/net/bridge/bridge-nf-call-{which}").Trim() != "0";
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            return false;
+        }
+    }
+}
