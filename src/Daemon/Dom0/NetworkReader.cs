@@ -52,8 +52,10 @@ internal sealed class NetworkReader : IDisposable
     /// <returns>True when they were read.</returns>
     public bool Follow(TimeSpan now, bool introduced, bool look)
     {
-        _dirty |= _changes.TakeChanges() | (_filterChanges?.TakeChanges() == true) | look | (introduced && _legacy && now >= _readAt + _poll);
-        if (!_dirty || now < _readAt + _distance)
+        // A new vif may have the name of an old one, which was on another bridge: what is known of ports is never older than what XenStore says.
+        bool moved = _changes.TakeChanges();
+        _dirty |= moved | (_filterChanges?.TakeChanges() == true) | look | (introduced && _legacy && now >= _readAt + _poll);
+        if (!_dirty || (!moved && now < _readAt + _distance))
         {
             return false;
         }

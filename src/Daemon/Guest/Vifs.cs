@@ -80,7 +80,7 @@ internal sealed class Vifs(IHypervisor hypervisor, Introductions introductions, 
     }
 
     /// <summary>Attaches to what is introduced and there.</summary>
-    /// <param name="changed">Indices of interfaces that have changed. See <see cref="LinkMonitor.TakeChanges"/>.</param>
+    /// <param name="changed">Indices of interfaces that have changed. See <see cref="NetlinkMonitor.TakeChanges"/>.</param>
     /// <param name="now">See <see cref="Deadline"/>.</param>
     /// <returns>The vifs that were not attached to before.</returns>
     public IReadOnlyList<int> Follow(HashSet<int> changed, TimeSpan now)

@@ -102,7 +102,7 @@ internal sealed class VifPort : IDisposable
         }
     }
 
-    /// <summary>Looks at the TAPs of these indices, and at all of them for <see cref="LinkMonitor.Any"/>.</summary>
+    /// <summary>Looks at the TAPs of these indices, and at all of them for <see cref="NetlinkMonitor.Any"/>.</summary>
     /// <returns>True when one of them has a fault.</returns>
     public bool LookAtTaps(HashSet<int> changed)
     {
