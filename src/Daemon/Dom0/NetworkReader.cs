@@ -22,7 +22,15 @@ internal sealed class NetworkReader : IDisposable
     private readonly NetlinkSocket? _filters;
     private readonly NetlinkMonitor? _filterChanges;
     private TimeSpan _readAt = TimeSpan.MinValue;
-    private bool _dirty = true;
+    private TimeSpan _polledAt = TimeSpan.MinValue;
+    private bool _portsChanged = true;
+    private bool _filtersChanged = true;
+    private bool _polls = true;
+    private Dictionary<int, bool> _tcx = [];
+    private bool _callsAnywhere;
+    private string? _frames;
+    private string? _packets;
+    private Dictionary<string, string> _devices = [];
     private bool _legacy;
 
     public NetworkReader()
@@ -54,8 +62,12 @@ internal sealed class NetworkReader : IDisposable
     {
         // A new vif may have the name of an old one, which was on another bridge: what is known of ports is never older than what XenStore says.
         bool moved = _changes.TakeChanges();
-        _dirty |= moved | (_filterChanges?.TakeChanges() == true) | look | (introduced && _legacy && now >= _readAt + _poll);
-        if (!_dirty || (!moved && now < _readAt + _distance))
+        bool poll = (look && now >= _polledAt + _retry) || (introduced && _legacy && now >= _polledAt + _poll);
+        _polledAt = poll ? now : _polledAt;
+        _polls |= poll;
+        _portsChanged |= moved | poll;
+        _filtersChanged |= poll | (_filterChanges?.TakeChanges() == true);
+        if (!(_portsChanged | _filtersChanged) || (!moved && now < _readAt + _distance))
         {
             return false;
         }
@@ -63,8 +75,8 @@ internal sealed class NetworkReader : IDisposable
         _readAt = now;
         try
         {
-            Facts = Read();
-            _dirty = false;
+            Read();
+            (_portsChanged, _filtersChanged, _polls) = (false, false, false);
             return true;
         }
         catch (NativeException e)
@@ -79,7 +91,7 @@ internal sealed class NetworkReader : IDisposable
     /// <summary>When <see cref="Follow"/> is due though nothing fires.</summary>
     /// <param name="introduced">Whether somebody relies on what nobody tells of.</param>
     public Deadline Due(bool introduced) =>
-        _dirty ? Deadline.At(_readAt + _distance) : introduced && _legacy ? Deadline.At(_readAt + _poll) : Deadline.Never;
+        _portsChanged | _filtersChanged ? Deadline.At(_readAt + _distance) : introduced && _legacy ? Deadline.At(_polledAt + _poll) : Deadline.Never;
 
     public void Dispose()
     {
@@ -90,26 +102,50 @@ internal sealed class NetworkReader : IDisposable
         _routes.Dispose();
     }
 
-    private NetworkFacts Read()
+    private void Read()
     {
         Dictionary<string, SwitchPort> ports = SwitchPorts.List(_routes);
         // Of interfaces that are no ports, nobody asks.
         Dictionary<int, string> trafficControl = NetworkFacts.DescribeQdiscs(Qdiscs.List(_routes), HasFilters);
-        bool someCall = CallsIpTables("iptables") || CallsIpTables("ip6tables") || CallsIpTables("arptables");
-        bool callsIpTables = someCall;
+        bool calls = CallsIpTables("iptables") || CallsIpTables("ip6tables") || CallsIpTables("arptables");
+        bool callsAnywhere = calls;
+        Dictionary<int, bool> tcx = [];
         foreach (SwitchPort port in ports.Values)
         {
-            if (HasTcx(port.Index))
+            // Two calls for each port are too many for each change of some other.
+            bool known = _tcx.TryGetValue(port.Index, out bool has);
+            tcx[port.Index] = has = known && !_polls ? has : HasTcx(port.Index);
+            if (has)
             {
                 trafficControl[port.Index] = "a TCX program";
             }
 
-            someCall |= port.CallsIpTables;
+            callsAnywhere |= port.CallsIpTables;
         }
 
+        _tcx = tcx;
+        if (_filtersChanged || callsAnywhere != _callsAnywhere)
+        {
+            _callsAnywhere = callsAnywhere;
+            ReadFilters();
+        }
+
+        Facts = new NetworkFacts
+        {
+            Ports = ports,
+            TrafficControl = trafficControl,
+            DeviceFilters = _devices,
+            BridgeFilter = _frames,
+            PacketFilter = _packets,
+            CallsIpTables = calls,
+        };
+    }
+
+    private void ReadFilters()
+    {
         List<NfChain> chains = _filters is null ? [] : NfTables.ListChains(_filters);
         // What a host's own firewall and its containers have of rules may be long, and is mostly none of a bridge's business.
-        chains.RemoveAll(c => !someCall && c.Family is NfFamily.Ip or NfFamily.Ip6 or NfFamily.Arp);
+        chains.RemoveAll(c => !_callsAnywhere && c.Family is NfFamily.Ip or NfFamily.Ip6 or NfFamily.Arp);
         foreach (NfFamily family in (ReadOnlySpan<NfFamily>)[NfFamily.Inet, NfFamily.Ip, NfFamily.Arp, NfFamily.Netdev, NfFamily.Bridge, NfFamily.Ip6])
         {
             if (chains.Exists(c => c.Family == family && c.Hook is not null))
@@ -118,24 +154,14 @@ internal sealed class NetworkReader : IDisposable
             }
         }
 
-        (string? frames, string? packets, Dictionary<string, string> devices) = NetworkFacts.DescribeChains(chains);
+        (_frames, _packets, _devices) = NetworkFacts.DescribeChains(chains);
         _legacy = LegacyTables.Exist;
         if (_legacy)
         {
-            frames ??= LegacyTables.FindEbTables() is { } ebtable ? $"ebtables-legacy: {ebtable}" : null;
-            packets ??= LegacyTables.FindIpTables() is { } iptable ? $"iptables-legacy: {iptable}" : null;
-            packets ??= LegacyTables.FindIp6Tables() is { } ip6table ? $"ip6tables-legacy: {ip6table}" : null;
+            _frames ??= LegacyTables.FindEbTables() is { } ebtable ? $"ebtables-legacy: {ebtable}" : null;
+            _packets ??= LegacyTables.FindIpTables() is { } iptable ? $"iptables-legacy: {iptable}" : null;
+            _packets ??= LegacyTables.FindIp6Tables() is { } ip6table ? $"ip6tables-legacy: {ip6table}" : null;
         }
-
-        return new NetworkFacts
-        {
-            Ports = ports,
-            TrafficControl = trafficControl,
-            DeviceFilters = devices,
-            BridgeFilter = frames,
-            PacketFilter = packets,
-            CallsIpTables = callsIpTables,
-        };
     }
 
     private bool HasFilters(int vif) =>
