@@ -77,7 +77,7 @@ internal static class Demonstration
     }
 
     // What the client's program at eth0's egress has diverted so far; 0 while no daemon answers.
-    private const string Diverted = "xenloop status 2>/dev/null | sed -n 's/.*\"packets_diverted\": \\([0-9]*\\).*/\\1/p' | head -n 1 | grep . || echo 0";
+    private const string Diverted = "xenloop status --json 2>/dev/null | sed -n 's/.*\"packets_diverted\": \\([0-9]*\\).*/\\1/p' | head -n 1 | grep . || echo 0";
 
     private static async Task<double[]> MeasureAsync(Pair pair, Measurement[] set)
     {

@@ -90,7 +90,7 @@ public sealed class XenLoopDaemon
 
     /// <summary>What it answers to <c>status</c>.</summary>
     public async Task<JsonElement> StatusAsync() =>
-        JsonDocument.Parse((await _run("xenloop status", null)).Check().Output).RootElement;
+        JsonDocument.Parse((await _run("xenloop status --json", null)).Check().Output).RootElement;
 
     /// <summary>The status of its channel to a domain's first vif; null when there is none.</summary>
     public async Task<JsonElement?> PeerAsync(int domid) => FindPeer(await StatusAsync(), domid);
@@ -105,11 +105,11 @@ public sealed class XenLoopDaemon
         CommandResult result = await _run(
             $$"""
             for i in $(seq 300); do
-              xenloop status | tr -d ' \n' | grep -q '"domid":{{domid}},"vif":0,"mac":"[0-9a-f:]*","state":"{{state}}"' && exit 0
+              xenloop status --json | tr -d ' \n' | grep -q '"domid":{{domid}},"vif":0,"mac":"[0-9a-f:]*","state":"{{state}}"' && exit 0
               {{(pinging is null ? "" : $"ping -q -c 1 -W 1 {pinging} >/dev/null")}}
               sleep 0.1
             done
-            echo 'The channel to domain {{domid}} is not {{state}} after 30 s.'; xenloop status; cat {{LogFile}}; exit 1
+            echo 'The channel to domain {{domid}} is not {{state}} after 30 s.'; xenloop status --json; cat {{LogFile}}; exit 1
             """, TimeSpan.FromMinutes(3));
         result.Check();
     }
@@ -121,7 +121,7 @@ public sealed class XenLoopDaemon
         setsid nohup xenloopd {{arguments}} >>{{LogFile}} 2>&1 </dev/null &
         pid=$!
         echo $pid >{{PidFile}}
-        until xenloop status >/dev/null 2>&1; do
+        until xenloop status --json >/dev/null 2>&1; do
           kill -0 $pid 2>/dev/null || { echo 'xenloopd ended:'; cat {{LogFile}}; exit 1; }
           sleep 0.1
         done

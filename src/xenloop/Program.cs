@@ -1,8 +1,6 @@
 using System.CommandLine;
-using System.Net.Sockets;
 using System.Text.Json;
 using XenLoop.Interop;
-using XenLoop.Service;
 using XenLoop.Settings;
 
 namespace XenLoop.Command;
@@ -12,35 +10,94 @@ internal static class Program
 {
     private static int Main(string[] args)
     {
-        RootCommand root = new("Ask and steer xenloopd, the daemon that lets Xen guests exchange packets through shared memory.");
-        root.Subcommands.Add(Status());
-        root.Subcommands.Add(Reload());
-        root.Subcommands.Add(CheckConfig());
-        root.Subcommands.Add(Quiesce());
-        root.Subcommands.Add(Resume());
-        return root.Parse(args).Invoke();
-    }
-
-    private static System.CommandLine.Command Status() =>
-        Request("status", "Print what the daemon of this domain is doing, as JSON.", answer =>
+        Output.Use();
+        try
         {
-            Console.WriteLine(answer);
-            return 0;
-        });
-
-    private static System.CommandLine.Command Reload() =>
-        Request("reload", "Have the daemon of this domain read its configuration file again.", answer =>
+            ParseResult result = Root().Parse(args);
+            int code = result.Invoke(new InvocationConfiguration { EnableDefaultExceptionHandler = false });
+            Console.Out.Flush();
+            return result.Errors.Count > 0 ? ExitCode.Usage : code;
+        }
+        catch (OutputException e)
         {
-            using JsonDocument json = JsonDocument.Parse(answer);
-            if (json.RootElement.TryGetProperty("error", out JsonElement error))
+            if (!e.IsReaderGone)
             {
-                Console.Error.WriteLine($"xenloop: {error.GetString()}");
-                return 1;
+                Complain(e.Message);
             }
 
-            Console.WriteLine($"reloaded: {json.RootElement.GetProperty("reloaded").GetString() ?? NoFile}");
-            return 0;
+            return ExitCode.Output;
+        }
+        catch (CommandException e)
+        {
+            Complain(e.Message);
+            return e.Code;
+        }
+        catch (Exception e) when (e is NativeException or IOException or UnauthorizedAccessException)
+        {
+            Complain(e.Message);
+            return ExitCode.Failed;
+        }
+    }
+
+    /// <summary>All there is.</summary>
+    public static RootCommand Root()
+    {
+        RootCommand root = new("Ask and steer xenloopd, the daemon that lets Xen guests exchange packets through shared memory.")
+        {
+            StatusCommand.Create(),
+            StatusCommand.CreateTop(),
+            Doctor.Create(),
+            PeerCommands.CreatePing(),
+            PeerCommands.CreateDisable(),
+            PeerCommands.CreateEnable(),
+            Reload(),
+            CheckConfig(),
+            Quiesce(),
+            Resume(),
+            Metrics.Create(),
+            BugReport.Create(),
+        };
+        return root;
+    }
+
+    private static System.CommandLine.Command Reload()
+    {
+        Option<bool> dryRun = new("--dry-run") { Description = "Only show what would change." };
+        System.CommandLine.Command command = Request.Create("reload", "Have the daemon of this domain read its configuration file again.", (result, daemon) =>
+        {
+            if (!result.GetValue(dryRun))
+            {
+                Console.WriteLine($"reloaded: {daemon.Ask("reload").GetProperty("reloaded").GetString() ?? NoFile}");
+                return ExitCode.Fine;
+            }
+
+            JsonElement status = daemon.Ask("status");
+            Configuration configuration = Load(status.Text("configuration"));
+            string[] changes = [.. DryRun.Changes(status, configuration)];
+            Console.WriteLine($"{configuration.Path ?? NoFile}: {(changes.Length == 0 ? "nothing would change" : "this would change:")}");
+            foreach (string change in changes)
+            {
+                Console.WriteLine($"  {Table.Plain(change)}");
+            }
+
+            return ExitCode.Fine;
         });
+        command.Options.Add(dryRun);
+        return command;
+    }
+
+    /// <exception cref="CommandException">Something in it is wrong.</exception>
+    private static Configuration Load(string? path)
+    {
+        try
+        {
+            return path is null ? Configuration.LoadOrDefaults(Configuration.DefaultPath) : Configuration.Load(path);
+        }
+        catch (ConfigurationException e)
+        {
+            throw new CommandException(ExitCode.Failed, e.Message);
+        }
+    }
 
     private static System.CommandLine.Command CheckConfig()
     {
@@ -52,18 +109,9 @@ internal static class Program
         System.CommandLine.Command command = new("check-config", "Check a configuration file before it is put in force.") { file };
         command.SetAction(result =>
         {
-            try
-            {
-                string? path = result.GetValue(file);
-                Configuration configuration = path is null ? Configuration.LoadOrDefaults(Configuration.DefaultPath) : Configuration.Load(path);
-                Console.WriteLine(configuration.Path is null ? NoFile : $"{configuration.Path}: nothing wrong");
-                return 0;
-            }
-            catch (ConfigurationException e)
-            {
-                Console.Error.WriteLine($"xenloop: {e.Message}");
-                return 1;
-            }
+            Configuration configuration = Load(result.GetValue(file));
+            Console.WriteLine(configuration.Path is null ? NoFile : $"{configuration.Path}: nothing wrong");
+            return ExitCode.Fine;
         });
         return command;
     }
@@ -78,8 +126,8 @@ internal static class Program
             Description = "The process that suspends the domain: when it ends, channels come back by themselves. Without it: by \"xenloop resume\".",
         };
         Option<double> timeout = new("--timeout") { Description = "Seconds to wait for the guest.", DefaultValueFactory = _ => 5 };
-        System.CommandLine.Command command = Request("quiesce", "In Dom0: have a guest close its channels, before it is saved or migrated.", (result, socket) =>
-            Suspend.Quiesce(socket, result.GetValue(domain)!, result.GetValue(holder), TimeSpan.FromSeconds(result.GetValue(timeout))));
+        System.CommandLine.Command command = Request.Create("quiesce", "In Dom0: have a guest close its channels, before it is saved or migrated.", (result, daemon) =>
+            Suspend.Quiesce(daemon.Socket, result.GetValue(domain)!, result.GetValue(holder), TimeSpan.FromSeconds(result.GetValue(timeout))));
         command.Arguments.Add(domain);
         command.Options.Add(holder);
         command.Options.Add(timeout);
@@ -89,49 +137,21 @@ internal static class Program
     private static System.CommandLine.Command Resume()
     {
         Argument<string> domain = new("DOMAIN") { Description = "Domid, name or UUID." };
-        System.CommandLine.Command command = Request("resume", "In Dom0: let a guest that was quiesced have channels again.", (result, socket) =>
-            Suspend.Resume(socket, result.GetValue(domain)!));
+        System.CommandLine.Command command = Request.Create("resume", "In Dom0: let a guest that was quiesced have channels again.", (result, daemon) =>
+            Suspend.Resume(daemon, result.GetValue(domain)!));
         command.Arguments.Add(domain);
         return command;
     }
 
-    private static System.CommandLine.Command Request(string name, string description, Func<string, int> take) =>
-        Request(name, description, (_, socket) => take(ControlClient.Ask(socket, name)));
-
-    /// <summary>A command that asks the daemon.</summary>
-    /// <param name="name">Of the command.</param>
-    /// <param name="description">For the help.</param>
-    /// <param name="run">Gets the command line and the daemon's socket, and gives the exit code.</param>
-    private static System.CommandLine.Command Request(string name, string description, Func<ParseResult, string, int> run)
+    private static void Complain(string message)
     {
-        Option<string> socket = new("--socket")
+        try
         {
-            Description = "The daemon's control socket; whoever listens there must be root.",
-            DefaultValueFactory = _ => ControlSocket.DefaultPath,
-        };
-        System.CommandLine.Command command = new(name, description) { socket };
-        command.SetAction(result =>
+            Console.Error.WriteLine($"xenloop: {message}");
+        }
+        catch (IOException)
         {
-            string path = result.GetValue(socket)!;
-            try
-            {
-                return run(result, path);
-            }
-            catch (SocketException e)
-            {
-                Console.Error.WriteLine($"xenloop: no daemon answers on {path} ({e.SocketErrorCode}). Is it running (systemctl status xenloopd), and are you root?");
-            }
-            catch (Exception e) when (e is IOException or JsonException)
-            {
-                Console.Error.WriteLine($"xenloop: the daemon on {path} did not answer well: {e.Message}. Ask again; its log says more (journalctl -u xenloopd).");
-            }
-            catch (NativeException e)
-            {
-                Console.Error.WriteLine($"xenloop: {e.Message}");
-            }
-
-            return 1;
-        });
-        return command;
+            // Nobody is left to tell.
+        }
     }
 }

@@ -12,10 +12,6 @@ namespace XenLoop.Command;
 /// <summary>What a guest needs before it is suspended, and after it. Runs in Dom0.</summary>
 internal static class Suspend
 {
-    // The save helper and the hooks of XAPI go by these.
-    private const int NotAnswered = 3;
-    private const int MustNotBeSaved = 4;
-
     /// <summary>Has a guest close its channels, and says whether it may be saved. A guest without a daemon costs no wait, whatever else is wrong.</summary>
     /// <param name="socket">Of Dom0's daemon.</param>
     /// <param name="domain">Domid, name or UUID.</param>
@@ -29,14 +25,14 @@ internal static class Suspend
         using XenStore xenStore = XenStore.Open();
         if (Find(xenStore, domain) is not { } domid)
         {
-            return 1;
+            return ExitCode.Failed;
         }
 
         if (Offer.Parse(xenStore.Read(StorePaths.Offer(domid))) is null)
         {
             TryTell(socket, $"quiesce {domid} {holder}");
             Console.WriteLine("absent");
-            return 0;
+            return ExitCode.Fine;
         }
 
         string guest = $"domain {domid} ({xenStore.Read(StorePaths.GuestName(domid))})";
@@ -51,7 +47,7 @@ internal static class Suspend
                 if (state != "pending")
                 {
                     Console.WriteLine(state);
-                    return 0;
+                    return ExitCode.Fine;
                 }
 
                 pending = true;
@@ -82,28 +78,27 @@ internal static class Suspend
         if (type is "pvh" or "hvm")
         {
             Console.Error.WriteLine($"xenloop: It can be saved all the same: its daemon finds out when it is resumed, and what its channels hold then is lost. {remedy}.");
-            return NotAnswered;
+            return ExitCode.NotAnswered;
         }
 
         Console.Error.WriteLine($"xenloop: It must not be saved: {(type is null ? "if it is a PV guest, its" : "a PV guest's")} image would be broken, with no error now, and the guest would crash when it is restored. {remedy}. Or shut the guest down instead.");
-        return MustNotBeSaved;
+        return ExitCode.MustNotBeSaved;
     }
 
     /// <summary>Lets a guest have channels again.</summary>
     /// <returns>The exit code.</returns>
     /// <exception cref="Interop.NativeException">XenStore cannot be reached.</exception>
-    /// <exception cref="SocketException">No daemon answers.</exception>
-    /// <exception cref="IOException">It broke off its answer, or cannot do it.</exception>
-    public static int Resume(string socket, string domain)
+    /// <exception cref="CommandException">No daemon answers, or it cannot do it.</exception>
+    public static int Resume(DaemonLink daemon, string domain)
     {
         using XenStore xenStore = XenStore.Open();
         if (Find(xenStore, domain) is not { } domid)
         {
-            return 1;
+            return ExitCode.Failed;
         }
 
-        Ask(socket, $"resume {domid}", ControlClient.Patience);
-        return 0;
+        daemon.Ask($"resume {domid}");
+        return ExitCode.Fine;
     }
 
     /// <summary>Whether it is heard or not: for a guest that has no daemon yet.</summary>

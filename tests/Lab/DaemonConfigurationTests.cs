@@ -58,13 +58,13 @@ public sealed class DaemonConfigurationTests : IDisposable
         daemon.Signal(LibC.SIGHUP);
         await lab.UntilAsync("the daemon refuses the file", () => Refused() == refused + 1);
         (int exit, string output) = await a.RunAsync($"{DaemonLab.Command} reload {DaemonLab.Socket}");
-        Assert.Equal((1, $"xenloop: {_file}{Complaint}; the configuration in force stays\n"), (exit, output));
+        Assert.Equal((6, $"xenloop: {_file}{Complaint}; the configuration in force stays\n"), (exit, output));
         Assert.Equal(refused + 2, Refused());
         Assert.Equal(_file, ConfigurationOf(a));
 
         File.Delete(_file);
         (exit, output) = await a.RunAsync($"{DaemonLab.Command} reload {DaemonLab.Socket}");
-        Assert.Equal(1, exit);
+        Assert.Equal(6, exit);
         Assert.Contains($"{_file}: there is no such file", output, StringComparison.Ordinal);
 
         File.WriteAllText(_file, "[guest]\nmax-channels = 3\n");
@@ -105,7 +105,7 @@ public sealed class DaemonConfigurationTests : IDisposable
         File.WriteAllText(_file, Mistake);
         Assert.Equal((1, $"xenloop: {_file}{Complaint}\n"), await lab.Dom0.RunAsync($"{DaemonLab.Command} check-config {_file}"));
         (int exit, string output) = await lab.Dom0.RunAsync($"{DaemonLab.Command} reload {DaemonLab.Socket}");
-        Assert.Equal(1, exit);
+        Assert.Equal(5, exit);
         Assert.Contains("no daemon answers", output, StringComparison.Ordinal);
     }
 

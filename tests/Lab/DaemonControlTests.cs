@@ -1,5 +1,6 @@
 using System.Net.Sockets;
 using System.Text.Json;
+using Tmds.Linux;
 using XenLoop.Lab;
 using Xunit;
 
@@ -16,7 +17,7 @@ public class DaemonControlTests
         (LabGuest a, LabGuest b) = lab.Pair;
         await Ping.MustAsync(a, b, 5);
 
-        (int exit, string output) = await a.RunAsync($"{DaemonLab.Command} status {DaemonLab.Socket}");
+        (int exit, string output) = await a.RunAsync($"{DaemonLab.Command} status --json {DaemonLab.Socket}");
         Assert.True(exit == 0, output);
         JsonElement guest = JsonDocument.Parse(output).RootElement;
         AssertMembers(guest, "version", "pid", "mode", "garbage_collections", "resident_bytes", "role", "domid", "vifs");
@@ -37,7 +38,7 @@ public class DaemonControlTests
         Assert.Equal((1 << 20, $"xl{b.Domid}.0"), (peer.GetProperty("ring_bytes").GetInt32(), peer.GetProperty("tap").GetString()));
         Assert.InRange(peer.GetProperty("sent_packets").GetInt32(), 5, 100);
 
-        JsonElement dom0 = JsonDocument.Parse((await lab.Dom0.RunAsync($"{DaemonLab.Command} status {DaemonLab.Socket}")).Output).RootElement;
+        JsonElement dom0 = JsonDocument.Parse((await lab.Dom0.RunAsync($"{DaemonLab.Command} status --json {DaemonLab.Socket}")).Output).RootElement;
         AssertMembers(dom0, "version", "pid", "mode", "garbage_collections", "role", "guests");
         Assert.Equal("dom0", dom0.GetProperty("role").GetString());
         JsonElement first = dom0.GetProperty("guests")[0];
@@ -69,9 +70,60 @@ public class DaemonControlTests
         Assert.Equal("running", DaemonLab.State(a, b));
 
         await lab.StopAsync(a);
-        (int exit, string output) = await a.RunAsync($"{DaemonLab.Command} status {DaemonLab.Socket}");
-        Assert.Equal(1, exit);
+        (int exit, string output) = await a.RunAsync($"{DaemonLab.Command} status --json {DaemonLab.Socket}");
+        Assert.Equal(5, exit);
         Assert.Contains("no daemon answers", output, StringComparison.Ordinal);
+        Assert.Contains("systemctl start xenloopd", output, StringComparison.Ordinal);
+        Assert.DoesNotContain("root", output, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public async Task Each_kind_of_failure_has_its_exit_code_and_its_message()
+    {
+        await using DaemonLab lab = await DaemonLab.StartAsync();
+        LabProcess daemon = lab[lab.Dom0];
+        await lab.UntilAsync("Dom0's daemon answers", () => DaemonLab.Status(lab.Dom0) is not null);
+        await FailsAsync("dance", 2, "Unrecognized command");
+        await FailsAsync($"status {DaemonLab.Socket} >/dev/full", 8, "xenloop: write on standard output: ENOSPC");
+        await FailsAsync("--help >/dev/full", 8, "xenloop: write on standard output: ENOSPC");
+        await FailsAsync($"resume 99 {DaemonLab.Socket}", 1, "there is no domain");
+        // Nobody: the socket's folder is root's. The program itself may lie where only root comes.
+        (int exit, string output) = await lab.Dom0.RunAsync($"""
+            folder=$(mktemp -d) && chmod 755 $folder && cp -r {Path.GetDirectoryName(DaemonLab.Command)}/. $folder
+            setpriv --reuid=65534 --regid=65534 --clear-groups $folder/xenloop status {DaemonLab.Socket}
+            code=$?
+            rm -r $folder
+            exit $code
+            """);
+        Assert.True(exit == 7, $"{exit}, {output}");
+        Assert.Contains("root", output, StringComparison.Ordinal);
+
+        // One that is stopped is not one that is not there.
+        daemon.Signal(LibC.SIGSTOP);
+        await FailsAsync($"status {DaemonLab.Socket}", 5, "systemctl restart xenloopd");
+        daemon.Signal(LibC.SIGCONT);
+        await lab.KillAsync(lab.Dom0);
+        await FailsAsync($"status {DaemonLab.Socket}", 5, "it was killed");
+        // Its reader has gone: nothing is said of it.
+        Assert.Equal("8\n", (await lab.Dom0.RunAsync($"(sleep 0.3; {DaemonLab.Command} --help; echo $? >&2) | true; sleep 1")).Output);
+
+        async Task FailsAsync(string arguments, int code, string message)
+        {
+            (int ended, string said) = await lab.Dom0.RunAsync($"{DaemonLab.Command} {arguments}");
+            Assert.True(ended == code, $"{arguments}: {ended}, {said}");
+            Assert.Contains(message, said, StringComparison.Ordinal);
+            Assert.DoesNotContain("   at ", said, StringComparison.Ordinal);
+        }
+    }
+
+    [Fact]
+    public async Task JSON_is_written_for_people_too()
+    {
+        await using DaemonLab lab = await DaemonLab.StartAsync();
+        await lab.UntilAsync("Dom0's daemon answers", () => DaemonLab.Status(lab.Dom0) is not null);
+        Assert.DoesNotContain("\\u00", DaemonLab.Ask(lab.Dom0)!, StringComparison.Ordinal);
+        // What has a meaning to a terminal stays escaped.
+        Assert.Contains("\\u001B[31m+<>&'", DaemonLab.Ask(lab.Dom0, "\u001b[31m+<>&'")!, StringComparison.Ordinal);
     }
 
     [Fact]

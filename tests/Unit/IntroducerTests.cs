@@ -251,6 +251,39 @@ public sealed class IntroducerTests
         Assert.True(guest.HasNews);
     }
 
+    /// <summary>Whoever is introduced to nobody has a reason, and nobody else has one.</summary>
+    [Fact]
+    public void Who_is_apart_is_told_why()
+    {
+        GuestRecord a = Guest(1, "0/br0"), b = Guest(2, "0/br0"), c = Guest(3, "0/br0");
+        Assert.Null(Introducer.WhyApart(a));
+        b.Offer = Offer.Parse(Offer.Off);
+        Assert.Null(b.Offer);
+        Assert.Contains("no daemon", Introducer.WhyApart(b), StringComparison.Ordinal);
+        b.IsOff = true;
+        Assert.Contains("switched off", Introducer.WhyApart(b), StringComparison.Ordinal);
+        c.Quiesce = new QuiesceRequest(1, 7, 8);
+        Assert.Contains("process 7", Introducer.WhyApart(c), StringComparison.Ordinal);
+        c.Quiesce = new QuiesceRequest(1, 0, 0);
+        Assert.Contains("xenloop resume", Introducer.WhyApart(c), StringComparison.Ordinal);
+        c.Quiesce = null;
+        c.Identity = new("", c.Identity.Uuid);
+        Assert.Contains("name", Introducer.WhyApart(c), StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public void Each_pair_that_the_policy_alone_keeps_apart_is_told_once()
+    {
+        GuestRecord a = Guest(1, "0/br0"), b = Guest(2, "0/br0"), c = Guest(3, "0/br0");
+        Policy policy = new() { AllowedByDefault = false };
+        Assert.Equal([2, 3], Assert.Single(Introducer.Denied(policy, a, [a, b, c])).Value);
+        Assert.Equal([3], Assert.Single(Introducer.Denied(policy, b, [a, b, c])).Value);
+        Assert.Empty(Introducer.Denied(policy, c, [a, b, c]));
+        Assert.Empty(Introducer.Denied(new Policy(), a, [a, b, c]));
+        b.Offer = null;
+        Assert.Equal([3], Assert.Single(Introducer.Denied(policy, a, [a, b, c])).Value);
+    }
+
     [Theory]
     [InlineData(0, 0UL, true)]
     [InlineData(-1, 0UL, false)]

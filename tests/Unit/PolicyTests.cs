@@ -39,6 +39,19 @@ public sealed class PolicyTests
     }
 
     [Fact]
+    public void What_keeps_two_guests_apart_is_told_in_the_words_of_the_file()
+    {
+        Policy policy = new(Groups(("web", ["web-*"]), ("db", ["db-*"])), [("web", "web")], [("db", "*"), ("web", "db")]);
+        Assert.Equal("deny [\"db\", \"*\"]", policy.WhyNot(_web, _db));
+        Assert.Equal("deny [\"db\", \"*\"]", policy.WhyNot(_db, _web));
+        Assert.Null(policy.WhyNot(_web, new("x", "")));
+        Policy strict = new(Groups(("web", ["web-*"]), ("db", ["db-*"])), [("web", "web")], [("web", "db")]) { AllowedByDefault = false };
+        Assert.Equal("deny [\"web\", \"db\"]", strict.WhyNot(_db, _web));
+        Assert.Equal("default = \"deny\"", strict.WhyNot(_web, new("x", "")));
+        Assert.Null(strict.WhyNot(_web, new("web-2", "")));
+    }
+
+    [Fact]
     public void A_group_twice_is_its_members_among_themselves()
     {
         Policy policy = new(Groups(("web", ["web-*"])), [("web", "web")], []) { AllowedByDefault = false };

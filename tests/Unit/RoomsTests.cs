@@ -153,7 +153,7 @@ public sealed partial class RoomsTests
     /// <summary>Without comments and the contents of strings.</summary>
     private static string Code(string text) => CommentOrString().Replace(text, "\"\"");
 
-    private static string Root()
+    internal static string Root()
     {
         DirectoryInfo? directory = new(AppContext.BaseDirectory);
         while (directory is not null && !File.Exists(Path.Combine(directory.FullName, "XenLoop.sln")))

@@ -49,7 +49,7 @@ public sealed partial class NeighbourFixture : DaemonsFixture
             IEnumerable<string> addresses = neighbours.Where(n => guest.Domid < n.Peer.Domid || !guests.Contains(n.Peer)).Select(n => n.Peer.Guest.Ipv4Of(n.Key.PeerVif));
             string status = (await guest.RunAsync($$"""
                 for i in $(seq 60); do
-                  xenloop status >/tmp/status
+                  xenloop status --json >/tmp/status
                   [ "$(grep -c '"state": "running"' /tmp/status)" != {{neighbours.Length}} ] || break
                   for address in {{string.Join(' ', addresses)}}; do ping -q -c 1 -W 1 $address >/dev/null; done
                   sleep 0.5

@@ -20,7 +20,7 @@ public sealed class NeighbourRestrictionTests(NeighbourFixture xen)
         {
             (await g1.RunAsync($"ping -q -c 5 -i 0.1 -W 5 {g4.Guest.Ipv4}")).Check();
             await xen.KnowsAsync(g1, xen.Neighbours(g1));
-            Assert.Contains("rate", (await xen.Host.RunAsync($"xenloop status | grep -A 4 {Mac}")).Check().Output, StringComparison.Ordinal);
+            Assert.Contains("rate", (await xen.Host.RunAsync($"xenloop status --json | grep -A 4 {Mac}")).Check().Output, StringComparison.Ordinal);
         }
         finally
         {

@@ -17,13 +17,13 @@ public sealed class NeighbourTests(NeighbourFixture xen)
             (PeerKey Key, Node Peer)[] neighbours = [.. xen.Neighbours(guest)];
             string addresses = string.Join(' ', neighbours.Select(n => $"{n.Peer.Guest.Ipv4Of(n.Key.PeerVif)} {n.Peer.Guest.Ipv6Of(n.Key.PeerVif)}"));
             string[] parts = (await guest.RunAsync($$"""
-                xenloop status
+                xenloop status --json
                 echo ---
                 for address in {{addresses}}; do
                   ping -q -c 3 -i 0.05 -W 5 $address | grep -q ' 3 received' || echo "lost: $address"
                 done
                 echo ---
-                xenloop status
+                xenloop status --json
                 """)).Check().Output.Split("---\n");
             Assert.Equal("", parts[1]);
             Dictionary<PeerKey, PeerStatus> before = Peers(parts[0]), after = Peers(parts[2]);
@@ -43,7 +43,7 @@ public sealed class NeighbourTests(NeighbourFixture xen)
         await xen.ConvergeAsync(g1, g2);
         await g1.StartPingAsync(g2.Guest.Ipv4);
         Task<CommandResult> gone = g1.RunAsync($"""
-            for i in $(seq 1000); do xenloop status | tr -d ' \n' | grep -q '"domid":{g2.Domid},' || break; sleep 0.02; done
+            for i in $(seq 1000); do xenloop status --json | tr -d ' \n' | grep -q '"domid":{g2.Domid},' || break; sleep 0.02; done
             bash -c 'echo $EPOCHREALTIME'
             """);
         try
@@ -80,7 +80,7 @@ public sealed class NeighbourTests(NeighbourFixture xen)
         try
         {
             CommandResult result = await xen.ReloadAsync("[policy]\ndefualt = \"deny\"");
-            Assert.Equal(1, result.ExitCode);
+            Assert.Equal(6, result.ExitCode);
             Assert.Contains($"{NeighbourFixture.Configuration}:2:1: ", result.Error, StringComparison.Ordinal);
             (await g1.RunAsync($"ping -q -c 5 -i 0.1 -W 5 {g2.Guest.Ipv4}")).Check();
             (long sent, long received) after = await g1.PacketsAsync(g2);
@@ -203,8 +203,8 @@ public sealed class NeighbourTests(NeighbourFixture xen)
             (await xen.Host.RunAsync("xenloopd --forget")).Check();
             Assert.Empty(await xen.IntroductionsAsync());
             await Task.WhenAll(xen.Guests.Select(async guest => Assert.Equal("offer\n", (await guest.RunAsync("""
-                for i in $(seq 50); do xenloop status | grep -q '"state"' || break; sleep 0.2; done
-                xenloop status | grep '"state"'
+                for i in $(seq 50); do xenloop status --json | grep -q '"state"' || break; sleep 0.2; done
+                xenloop status --json | grep '"state"'
                 ip -o link | grep ': xl'
                 xenstore-list data/xenloop
                 """)).Output)));
@@ -253,7 +253,7 @@ public sealed class NeighbourTests(NeighbourFixture xen)
             // later whether its ARP entry still holds, for which a channel would be built.
             string output = (await g2.RunAsync($$"""
                 set -e
-                state() { xenloop status | tr -d ' \n' | sed 's/.*"domid":{{g3.Domid}},"vif":0,"mac":"[0-9a-f:]*","state":"\([a-z]*\)".*/\1/'; echo; }
+                state() { xenloop status --json | tr -d ' \n' | sed 's/.*"domid":{{g3.Domid}},"vif":0,"mac":"[0-9a-f:]*","state":"\([a-z]*\)".*/\1/'; echo; }
                 ping -q -i 0.5 -w 8 {{g3.Guest.Ipv4}} >/dev/null
                 state
                 sleep 4

@@ -30,7 +30,7 @@ public sealed partial record Node(XenGuest Guest, XenLoopDaemon Daemon)
     /// <summary>All that its daemon knows of.</summary>
     public async Task<PeerStatus[]> PeersAsync() => Peers(await Daemon.StatusAsync());
 
-    /// <summary>The entries in what <c>xenloop status</c> printed.</summary>
+    /// <summary>The entries in what <c>xenloop status --json</c> printed.</summary>
     public static PeerStatus[] Peers(string status)
     {
         using JsonDocument document = JsonDocument.Parse(status);

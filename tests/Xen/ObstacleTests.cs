@@ -20,7 +20,7 @@ public class ObstacleTests(ChannelFixture xen)
                 sent() {"{"} tc -s qdisc show dev eth0 root | sed -n 's/^ Sent [0-9]* bytes \([0-9]*\) pkt.*/\1/p'; {"}"}
                 before=$(sent)
                 ping -q -c 20 -i 0.05 -W 5 {to.Guest.Ipv4} || exit 1
-                [ $(sent) -ge $((before + 20)) ] || {"{"} echo "$before, $(sent)"; xenloop status; exit 1; {"}"}
+                [ $(sent) -ge $((before + 20)) ] || {"{"} echo "$before, $(sent)"; xenloop status --json; exit 1; {"}"}
                 """)).Check();
         }
         finally
@@ -53,10 +53,10 @@ public class ObstacleTests(ChannelFixture xen)
 
     private static async Task ObstacleAsync(Node node, string what) => (await node.RunAsync($$"""
         for i in $(seq 100); do
-          xenloop status | grep '"obstacle": "[^"]*{{what}}' && ! xenloop status | grep -q '"state": "running"' && exit 0
+          xenloop status --json | grep '"obstacle": "[^"]*{{what}}' && ! xenloop status --json | grep -q '"state": "running"' && exit 0
           sleep 0.1
         done
-        xenloop status; exit 1
+        xenloop status --json; exit 1
         """)).Check();
 
     private static async Task<string?> ReadObstacleAsync(Node node)

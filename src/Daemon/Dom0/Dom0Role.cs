@@ -113,6 +113,9 @@ internal sealed class Dom0Role : IRole
             json.WriteString("uuid", guest.Identity.Uuid);
             json.WriteBoolean("willing", guest.Offer is not null);
             json.WriteBoolean("quiesced", guest.Quiesce is not null);
+            json.WriteString("daemon", guest.Offer is not null ? "willing" : guest.IsOff ? "off" : "none");
+            json.WriteString("apart", Introducer.WhyApart(guest));
+            WriteDenied(json, guest);
             json.WriteStartArray("vifs");
             for (int i = 0; i < guest.Vifs.Length; i++)
             {
@@ -137,6 +140,19 @@ internal sealed class Dom0Role : IRole
         }
 
         json.WriteEndArray();
+    }
+
+    private void WriteDenied(Utf8JsonWriter json, GuestRecord guest)
+    {
+        json.WriteStartObject("denied");
+        foreach ((string rule, List<ushort> peers) in Introducer.Denied(_policy, guest, _directory.Guests))
+        {
+            json.WriteStartArray(rule);
+            peers.ForEach(p => json.WriteNumberValue(p));
+            json.WriteEndArray();
+        }
+
+        json.WriteEndObject();
     }
 
     /// <summary>The introductions stay: a restart of this daemon must not cost a channel.</summary>

@@ -135,7 +135,9 @@ internal sealed class GuestDirectory : IDisposable
 
         if (guest.Unread.Remove(StorePaths.OfferName))
         {
-            guest.Offer = Offer.Parse(_xenStore.Read(StorePaths.Offer(guest.Domid)));
+            string? value = _xenStore.Read(StorePaths.Offer(guest.Domid));
+            guest.Offer = Offer.Parse(value);
+            guest.IsOff = value == Offer.Off;
         }
 
         if (guest.Offer is null)

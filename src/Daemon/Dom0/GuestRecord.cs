@@ -17,6 +17,9 @@ internal sealed class GuestRecord(ushort domid, TimeSpan now)
     /// <summary>Null while the guest has no daemon, or one that says nothing sensible.</summary>
     public Offer? Offer { get; set; }
 
+    /// <summary>It has a daemon, and its configuration keeps it apart.</summary>
+    public bool IsOff { get; set; }
+
     public VifRecord[] Vifs { get; set; } = [];
 
     /// <summary>Of each of <see cref="Vifs"/>.</summary>

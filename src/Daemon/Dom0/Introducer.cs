@@ -74,6 +74,35 @@ internal static class Introducer
         return counts;
     }
 
+    /// <summary>Why a guest is introduced to nobody, whoever the others are; null when nothing of its own is in the way.</summary>
+    public static string? WhyApart(GuestRecord guest) =>
+        guest.IsOff ? "switched off in its configuration"
+        : guest.Offer is null ? "no daemon runs in it"
+        : guest.Quiesce is { Holder: not 0 } suspend ? $"it is being suspended, by process {suspend.Holder}"
+        : guest.Quiesce is not null ? "it is quiesced, until \"xenloop resume\""
+        : !guest.IsNamed ? "the toolstack has not told its name and UUID"
+        : null;
+
+    /// <summary>Whom the policy alone keeps from a guest, by rule. Of each pair the one with the lower domid has it: there are hundreds of hundreds of pairs.</summary>
+    public static SortedDictionary<string, List<ushort>> Denied(Policy policy, GuestRecord guest, IEnumerable<GuestRecord> guests)
+    {
+        SortedDictionary<string, List<ushort>> denied = new(StringComparer.Ordinal);
+        foreach (GuestRecord peer in guests)
+        {
+            if (guest.Domid < peer.Domid && MayMeetAnyone(guest) && MayMeetAnyone(peer) && policy.WhyNot(guest.Identity, peer.Identity) is { } rule)
+            {
+                if (!denied.TryGetValue(rule, out List<ushort>? peers))
+                {
+                    denied[rule] = peers = [];
+                }
+
+                peers.Add(peer.Domid);
+            }
+        }
+
+        return denied;
+    }
+
     private static bool MayMeetAnyone(GuestRecord guest) => guest.Offer is not null && guest.Quiesce is null && guest.IsNamed;
 
     /// <summary>Nothing in Dom0 is in the way between two vifs on one segment, or the policy says that it does not matter.</summary>

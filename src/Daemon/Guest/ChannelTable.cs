@@ -163,6 +163,18 @@ internal sealed class ChannelTable(ChannelContext context)
         return retired;
     }
 
+    /// <summary>Closes those to a peer, at the next turn.</summary>
+    public void Drop(MacAddress peer, string reason)
+    {
+        foreach (Channel channel in _channels.Values)
+        {
+            if (channel.PeerMac == peer)
+            {
+                channel.Drop(reason);
+            }
+        }
+    }
+
     public void RetireAll(TimeSpan now)
     {
         foreach (Channel channel in _channels.Values)

@@ -60,6 +60,8 @@ internal sealed class GuestRole : IRole
     private readonly Introductions _introductions;
     private readonly Vifs _vifs;
     private readonly ChannelTable _channels;
+    private readonly DisabledPeers _disabled;
+    private readonly GuestStatus _status;
 
     // Peers that call, or whose vif has come, since the last turn.
     private readonly HashSet<ChannelKey> _calls = [];
@@ -73,6 +75,7 @@ internal sealed class GuestRole : IRole
     private readonly PeerChange _peerChanged;
 
     private GuestSettings _settings = new() { Enabled = false };
+    private string _offer = "";
     private string? _quiesced;
     private bool _stopping;
     private int _domidFired;
@@ -102,6 +105,8 @@ internal sealed class GuestRole : IRole
         _vifs = new Vifs(hypervisor, _introductions, _demands, () => Standing == Standing.Offering);
         _channels = new ChannelTable(_context);
         (_usesVif, _isWanted, _peerChanged) = (_channels.Uses, IsWanted, PeerChanged);
+        _disabled = new DisabledPeers(_introductions, _channels, _calls, clock);
+        _status = new GuestStatus(_introductions, _vifs, _channels, _context.Kept, _disabled);
         BeginAnew();
         _watches.Add(StorePaths.OwnIntroductions, _introductions.Note);
         _watches.Add(StorePaths.OwnDomid, _ => _domidFired++);
@@ -121,28 +126,20 @@ internal sealed class GuestRole : IRole
 
     public void AwaitThreads() => _loop.Invoke(static () => { });
 
-    public void Register(ControlSocket control)
-    {
-        // A guest answers what every daemon does.
-    }
+    public void Register(ControlSocket control) => _disabled.Register(control);
 
     public void Configure(Configuration configuration)
     {
-        bool wasEnabled = _settings.Enabled;
         _settings = configuration.Guest;
         _context.IdleTime = TimeSpan.FromSeconds(_settings.IdleSeconds);
-        if (wasEnabled != _settings.Enabled)
+        string offer = _settings.Enabled ? _context.Offer.ToString() : Offer.Off;
+        if (offer != _offer)
         {
-            if (_settings.Enabled)
-            {
-                _xenStore.Write(StorePaths.OwnOffer, _context.Offer.ToString());
-                Log.Info($"domain {_context.Self} offers itself (features {(uint)_context.Offer.Features:x}); waiting for Dom0's introductions");
-            }
-            else
-            {
-                _xenStore.Remove(StorePaths.OwnOffer);
-                Log.Info($"domain {_context.Self} takes no part, as its configuration says");
-            }
+            _offer = offer;
+            _xenStore.Write(StorePaths.OwnOffer, _offer);
+            Log.Info(_settings.Enabled
+                ? $"domain {_context.Self} offers itself (features {(uint)_context.Offer.Features:x}); waiting for Dom0's introductions"
+                : $"domain {_context.Self} takes no part, as its configuration says");
         }
 
         _vifs.PacketsPerSecond = _settings.PacketsPerSecond;
@@ -168,6 +165,7 @@ internal sealed class GuestRole : IRole
         FollowQuiesce();
 
         TimeSpan now = _clock.Now();
+        _disabled.Expire(now);
         if (_loop.TakeTraffic())
         {
             _vifs.LookSoon(now);
@@ -219,48 +217,10 @@ internal sealed class GuestRole : IRole
 
         KeepLooking(now);
         _context.Kept.Look(now, CheckNotResumed);
-        return retired ? Deadline.Now : _channels.Due.Or(_vifs.Due).Or(_context.Kept.Due);
+        return retired ? Deadline.Now : _channels.Due.Or(_vifs.Due).Or(_context.Kept.Due).Or(_disabled.Due);
     }
 
-    public void WriteStatus(Utf8JsonWriter json)
-    {
-        Containment.WriteStatus(json);
-        json.WriteString("role", "guest");
-        json.WriteNumber("domid", _context.Self);
-        json.WriteBoolean("enabled", _settings.Enabled);
-        json.WriteNumber("channels", _channels.Count);
-        json.WriteNumber("ring_memory_bytes", _channels.Memory);
-        json.WriteNumber("kept_memory_bytes", _context.Kept.Bytes);
-        json.WriteNumber("ring_memory_limit_bytes", _channels.MemoryLimit);
-        json.WriteStartArray("vifs");
-        foreach (VifPort port in _vifs.Ports)
-        {
-            json.WriteStartObject();
-            json.WriteNumber("vif", port.Vif);
-            json.WriteString("interface", port.InterfaceName);
-            json.WriteString("mac", port.Mac.ToString());
-            json.WriteString("divert", port.Divert.Rung.ToString().ToLowerInvariant());
-            json.WriteString("obstacle", port.Obstacle);
-            json.WriteStartArray("peers");
-            foreach ((ChannelKey key, Introduction peer) in _introductions.Peers.Where(p => p.Key.Vif == port.Vif).OrderBy(p => p.Key.Peer).ThenBy(p => p.Key.PeerVif))
-            {
-                if (!_channels.Contains(key))
-                {
-                    WriteIdlePeer(json, port, key, peer);
-                }
-            }
-
-            foreach (Channel channel in _channels.All.Where(c => c.Key.Vif == port.Vif))
-            {
-                channel.WriteStatus(json);
-            }
-
-            json.WriteEndArray();
-            json.WriteEndObject();
-        }
-
-        json.WriteEndArray();
-    }
+    public void WriteStatus(Utf8JsonWriter json) => _status.Write(json, _context.Self, Standing, _settings, _clock.Now());
 
     /// <summary>Closes every channel in two phases, then removes every trace.</summary>
     public void Dispose()
@@ -285,19 +245,6 @@ internal sealed class GuestRole : IRole
         _links.Dispose();
         _xenStore.Remove(StorePaths.OwnArea);
         _xenStore.Dispose();
-    }
-
-    private static void WriteIdlePeer(Utf8JsonWriter json, VifPort port, ChannelKey key, Introduction peer)
-    {
-        DivertCounters divert = port.Divert.Read(peer.Mac);
-        json.WriteStartObject();
-        json.WriteNumber("domid", key.Peer);
-        json.WriteNumber("vif", key.PeerVif);
-        json.WriteString("mac", peer.Mac.ToString());
-        json.WriteString("state", "idle");
-        json.WriteNumber("packets_seen", divert.Seen);
-        json.WriteNumber("packets_diverted", divert.Diverted);
-        json.WriteEndObject();
     }
 
     /// <summary>Makes the guest's own area in XenStore. What a killed predecessor left goes first: peers see it go and drop their side.</summary>
@@ -335,10 +282,7 @@ internal sealed class GuestRole : IRole
         // They only remember failures, of peers of another life.
         _channels.RetireAll(_clock.Now());
         BeginAnew();
-        if (_settings.Enabled)
-        {
-            _xenStore.Write(StorePaths.OwnOffer, _context.Offer.ToString());
-        }
+        _xenStore.Write(StorePaths.OwnOffer, _offer);
     }
 
     /// <summary>
@@ -424,7 +368,7 @@ internal sealed class GuestRole : IRole
     {
         foreach (ChannelKey key in _calls)
         {
-            if (_introductions.Peers.TryGetValue(key, out Introduction peer) && peer.Call != 0)
+            if (_introductions.Peers.TryGetValue(key, out Introduction peer) && peer.Call != 0 && !_disabled.Contains(peer.Mac))
             {
                 _ = _vifs.LookNow(now);
                 _channels.Open(key, peer, _vifs.Current(key.Vif), now)?.Turn(now);
@@ -441,7 +385,7 @@ internal sealed class GuestRole : IRole
             if (key.Vif == demand.Vif && peer.Mac.Bits == demand.Address && _vifs.Current(key.Vif) is { } port)
             {
                 _ = _vifs.LookNow(now);
-                if (port.Obstacle is null && _channels.Open(key, peer, port, now, Math.Max(demand.PacketsBefore, (uint)_settings.PacketsPerSecond)) is { } channel)
+                if (port.Obstacle is null && !_disabled.Contains(peer.Mac) && _channels.Open(key, peer, port, now, Math.Max(demand.PacketsBefore, (uint)_settings.PacketsPerSecond)) is { } channel)
                 {
                     channel.Demand(now);
                     channel.Turn(now);
@@ -454,5 +398,5 @@ internal sealed class GuestRole : IRole
 
     private bool IsWanted(Channel channel) =>
         _vifs.Current(channel.Key.Vif) is not null && _introductions.Peers.TryGetValue(channel.Key, out Introduction peer)
-        && peer.Mac == channel.PeerMac && peer.Sources == channel.PeerSources;
+        && peer.Mac == channel.PeerMac && peer.Sources == channel.PeerSources && !_disabled.Contains(peer.Mac);
 }

@@ -41,6 +41,9 @@ internal sealed class Vifs(IHypervisor hypervisor, Introductions introductions, 
     /// <summary>When <see cref="Follow"/> is due though nothing has changed.</summary>
     public Deadline Due => _attachDue.Or(_lookDue);
 
+    /// <summary>What is wrong with a vif, or a peer on it, since <see cref="Follow"/> was called last.</summary>
+    public string? Complaint { get; private set; }
+
     /// <summary>By their numbers.</summary>
     public IEnumerable<VifPort> Ports => _ports.Values.OrderBy(p => p.Vif);
 
@@ -86,6 +89,7 @@ internal sealed class Vifs(IHypervisor hypervisor, Introductions introductions, 
     public IReadOnlyList<int> Follow(HashSet<int> changed, TimeSpan now)
     {
         _attachDue = Deadline.Never;
+        Complaint = null;
         Look(now, _lookDue.IsDue(now) ? null : changed);
         List<int> added = [];
         foreach ((int vif, MacAddress mac) in introductions.Vifs)
@@ -253,6 +257,7 @@ internal sealed class Vifs(IHypervisor hypervisor, Introductions introductions, 
 
     private void Complain(string message)
     {
+        Complaint = message;
         if (_lastComplaint != message)
         {
             _lastComplaint = message;

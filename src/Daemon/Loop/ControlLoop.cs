@@ -11,6 +11,9 @@ namespace XenLoop.Loop;
 /// <summary>The control thread: one epoll over what the role waits for, the data loop's faults, the control socket and signals.</summary>
 internal sealed class ControlLoop : IDisposable
 {
+    /// <summary>Of the status: another one when a member goes, or means something else (docs/architecture.md).</summary>
+    private const int StatusSchema = 1;
+
     private const ulong ControlToken = 1;
 
     // Until the process is gone: a second SIGTERM, while the channels close, must not end it as if none of this had been arranged.
@@ -150,6 +153,7 @@ internal sealed class ControlLoop : IDisposable
 
     private void WriteStatus(Utf8JsonWriter json, IRole role)
     {
+        json.WriteNumber("schema", StatusSchema);
         json.WriteString("version", Version);
         json.WriteNumber("pid", Environment.ProcessId);
         json.WriteString("mode", _mode);

@@ -16,6 +16,10 @@ internal readonly record struct Offer(uint Version, Features Features)
 {
     public const uint CurrentVersion = 1;
 
+    /// <summary>What stands in place of an offer while the guest's configuration keeps it apart. Of no version: a Dom0 that does not know of
+    /// it takes it for malformed, and so for no offer, which comes to the same.</summary>
+    public const string Off = "off";
+
     public override string ToString() => string.Create(CultureInfo.InvariantCulture, $"{Version} {(uint)Features:x}");
 
     /// <summary>Null for anything malformed: it is another domain's writing.</summary>

@@ -1,6 +1,7 @@
 using System.Buffers;
 using System.Net.Sockets;
 using System.Text;
+using System.Text.Encodings.Web;
 using System.Text.Json;
 
 namespace XenLoop.Service;
@@ -110,7 +111,8 @@ internal sealed class ControlSocket : IDisposable
     private ReadOnlySpan<byte> Answer(string request)
     {
         ArrayBufferWriter<byte> buffer = new(4096);
-        using (Utf8JsonWriter json = new(buffer, new JsonWriterOptions { Indented = true }))
+        // For a terminal and for programs, never for a page of HTML: a plus sign stays one.
+        using (Utf8JsonWriter json = new(buffer, new JsonWriterOptions { Indented = true, Encoder = JavaScriptEncoder.UnsafeRelaxedJsonEscaping }))
         {
             json.WriteStartObject();
             string[] words = request.Split(' ', StringSplitOptions.RemoveEmptyEntries);

@@ -168,16 +168,27 @@ internal sealed class Channel
         _node.Remove();
     }
 
-    public void WriteStatus(Utf8JsonWriter json)
+    /// <summary>Writes the members of a peer's object.</summary>
+    public void WriteStatus(Utf8JsonWriter json, TimeSpan now)
     {
         DivertCounters divert = _port.Divert.Read(PeerMac);
         PathSnapshot? path = _resources.Snapshot;
-        json.WriteStartObject();
         json.WriteNumber("domid", Key.Peer);
         json.WriteNumber("vif", Key.PeerVif);
         json.WriteString("mac", PeerMac.ToString());
         json.WriteString("state", IsRunning && path is { Stalled: true } ? "stalled" : _machine.Step.ToString().ToLowerInvariant());
         json.WriteString("role", _listener ? "listener" : "connector");
+        // One that has never been more than wanted has come to no step.
+        if (_machine.StepSince > TimeSpan.Zero)
+        {
+            json.WriteNumber("seconds", Math.Round((now - _machine.StepSince).TotalSeconds, 3));
+        }
+
+        if (IsWaiting && !_machine.Retry.IsDue(now))
+        {
+            json.WriteNumber("retry_seconds", Math.Round(_machine.Retry.In(now).TotalSeconds, 3));
+        }
+
         json.WriteNumber("packets_seen", divert.Seen);
         json.WriteNumber("packets_diverted", divert.Diverted);
         if (path is { Counters: { } counters })
@@ -198,8 +209,6 @@ internal sealed class Channel
         {
             json.WriteString("last_error", _lastComplaint);
         }
-
-        json.WriteEndObject();
     }
 
     /// <returns>False when the same move is to be made again later.</returns>

@@ -138,6 +138,9 @@ internal sealed class ChannelMachine(bool listener, ushort peer, Func<ulong> new
     /// <summary>A close, now or later, is over by then, whatever the peer does.</summary>
     public Deadline CloseBy { get; set; } = Deadline.Never;
 
+    /// <summary>When it came to its step.</summary>
+    public TimeSpan StepSince => _stepSince;
+
     /// <summary>When to decide again though nothing has changed.</summary>
     public Deadline Due { get; private set; }
 
@@ -254,7 +257,7 @@ internal sealed class ChannelMachine(bool listener, ushort peer, Func<ulong> new
 
             case ChannelStep.Connected or ChannelStep.Running when !Wanted || Obstacle is not null || _dropReason is not null
                 || phase is ChannelPhase.Closing or ChannelPhase.Closed or ChannelPhase.Declined:
-                return new(ChannelAct.StopDiverting, _session, said, !Wanted ? "no longer introduced" : Obstacle ?? _dropReason ?? "the peer closes");
+                return new(ChannelAct.StopDiverting, _session, said, _dropReason ?? (!Wanted ? "no longer introduced" : Obstacle ?? "the peer closes"));
 
             case ChannelStep.Draining:
                 return new(

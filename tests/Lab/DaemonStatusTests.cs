@@ -1,0 +1,166 @@
+using System.Globalization;
+using System.Text.Json;
+using XenLoop.Lab;
+using Xunit;
+using Xunit.Abstractions;
+
+namespace XenLoop.Tests.Lab;
+
+/// <summary>What the operator sees: by which way packets go, and why not by the other.</summary>
+[Collection(DaemonTests.Name)]
+public class DaemonStatusTests(ITestOutputHelper output)
+{
+    private const string Policy = "[policy]\ndeny = [[\"customers\", \"*\"]]\n[policy.groups]\ncustomers = [\"customer-*\"]\n";
+
+    /// <summary>One guest of each kind: in Dom0's table, and in that of a guest, each has the reason.</summary>
+    [Fact]
+    public async Task The_table_tells_of_each_guest_why_it_has_no_channel()
+    {
+        await using DaemonLab lab = await DaemonLab.StartAsync(introducer: false);
+        lab.StartWith(lab.Dom0, Policy);
+        LabGuest a = await lab.AddGuestAsync("a"), b = await lab.AddGuestAsync("b"), denied = await lab.AddGuestAsync("customer-1");
+        LabGuest bare = await lab.Host.AddGuestAsync("bare"), off = await lab.Host.AddGuestAsync("off"), filtered = await lab.AddGuestAsync("filtered");
+        lab.StartWith(off, "[guest]\nenabled = false\n");
+        LabGuest far = await lab.AddGuestAsync("far", bridge: "xenbr1");
+        await lab.ChannelUpAsync(a, b);
+        Assert.Equal(0, (await filtered.RunAsync("tc qdisc add dev eth0 root tbf rate 1mbit burst 32kbit latency 400ms")).ExitCode);
+        await lab.UntilAsync("Dom0 knows all", () => lab.Introduced(filtered) is { Length: 2 } && DaemonLab.Ask(lab.Dom0)!.Contains("\"off\"", StringComparison.Ordinal)
+            && lab.XenStore.Read($"{far.Home}/xenloop/0") is not null);
+        await filtered.RunAsync($"ping -q -c 3 -i 0.2 {a.IPv4}");
+        await lab.UntilAsync("the obstacle is seen", () => Obstacle(filtered) is not null);
+
+        string dom0 = await LookAsync(lab.Dom0);
+        Assert.Matches(@"(?m)^a +\d+ +0 +[0-9a-f:]{17} .*0/xenbr0 +willing +b, filtered$", dom0);
+        Assert.Matches(@"(?m)^bare .*none +no daemon runs in it$", dom0);
+        Assert.Matches(@"(?m)^off .*off +switched off in its configuration$", dom0);
+        Assert.Matches(@"(?m)^a +customer-1 +the policy: deny \[""customers"", ""\*""\]$", dom0);
+        Assert.Matches(@"(?m)^a +bare +bare: no daemon runs in it$", dom0);
+        Assert.Matches(@"(?m)^a +off +off: switched off in its configuration$", dom0);
+        Assert.Matches(@"(?m)^a +far +other segment: 0/xenbr0 and 0/xenbr1$", dom0);
+        Assert.DoesNotMatch(@"(?m)^a +b +", dom0);
+
+        string guest = await LookAsync(a);
+        Assert.Contains("1 of 2 peers by shared memory", guest, StringComparison.Ordinal);
+        Assert.Matches($@"(?m)^ +{b.Domid} +{b.MacText} +{b.IPv4} +shared memory .*both sides are up$", guest);
+        Assert.Matches($@"(?m)^ +{filtered.Domid} +{filtered.MacText} .*netfront ", guest);
+        // Who may not be met is none of a guest's business.
+        foreach (LabGuest stranger in new[] { denied, bare, off, far })
+        {
+            Assert.DoesNotContain(stranger.MacText, guest, StringComparison.Ordinal);
+        }
+
+        Assert.Contains("netfront only: ", await LookAsync(filtered), StringComparison.Ordinal);
+        Assert.Contains("Switched off: \"enabled = false\" in ", await LookAsync(off), StringComparison.Ordinal);
+        Assert.Contains("Dom0 has introduced", await LookAsync(denied), StringComparison.Ordinal);
+        (int exit, string doctor) = await filtered.RunAsync($"{DaemonLab.Command} doctor {DaemonLab.Socket}");
+        output.WriteLine(doctor);
+        Assert.Equal(1, exit);
+        Assert.Matches(@"(?m)^WRONG +vif 0 +", doctor);
+        Assert.Matches(@"(?m)^ok +/dev/net/tun +there", doctor);
+        Assert.Matches(@"(?m)^ok +introductions +1 vifs, 2 peers", doctor);
+        (_, doctor) = await off.RunAsync($"{DaemonLab.Command} doctor {DaemonLab.Socket}");
+        Assert.Matches(@"(?m)^WRONG +offer +this guest is switched off +set ""enabled = true""", doctor);
+
+        async Task<string> LookAsync(LabDomain domain)
+        {
+            (int code, string text) = await domain.RunAsync($"{DaemonLab.Command} status {DaemonLab.Socket}");
+            output.WriteLine($"{domain.Name}# xenloop status\n{text}");
+            Assert.Equal(0, code);
+            Assert.DoesNotContain('\e', text);
+            return text;
+        }
+    }
+
+    [Fact]
+    public async Task A_peer_is_switched_off_and_on_again_at_run_time()
+    {
+        await using DaemonLab lab = await DaemonLab.StartWithChannelAsync();
+        (LabGuest a, LabGuest b) = lab.Pair;
+        using Echo echo = Echo.Open(a[0], b[0]);
+        using CancellationTokenSource end = new();
+        Task sending = echo.SendAsync(100, end.Token);
+        foreach (string peer in new[] { $"{b.Domid}", b.MacText })
+        {
+            (int exit, string text) = await a.RunAsync($"{DaemonLab.Command} disable {peer} {DaemonLab.Socket}");
+            Assert.Equal((0, $"disabled: {b.MacText}\n"), (exit, text));
+            await lab.UntilAsync("the channel is closed", () => !lab.IsUp(a, b) && lab.Host.Broker.Count(a.Domid) == default);
+            long diverted = DaemonLab.Diverted(a, b);
+            await Task.Delay(500);
+            Assert.Equal(diverted, DaemonLab.Diverted(a, b));
+            Assert.True(DaemonLab.Channel(a, b)!.Value.GetProperty("disabled").GetBoolean());
+            Assert.Contains("switched off here", (await a.RunAsync($"{DaemonLab.Command} status {DaemonLab.Socket}")).Output, StringComparison.Ordinal);
+            Assert.Equal((0, $"enabled: {b.MacText}\n"), await a.RunAsync($"{DaemonLab.Command} enable {peer} {DaemonLab.Socket}"));
+            await lab.UntilAsync("a channel", () => lab.IsUp(a, b));
+        }
+
+        Assert.Contains(": switched off by the operator", lab[a].Output, StringComparison.Ordinal);
+        // Who forgets it, has it end by itself.
+        await a.RunAsync($"{DaemonLab.Command} disable --seconds 1 {b.Domid} {DaemonLab.Socket}");
+        await lab.UntilAsync("the channel is closed", () => !lab.IsUp(a, b));
+        await lab.UntilAsync("a channel", () => lab.IsUp(a, b));
+        await end.CancelAsync();
+        await sending;
+        await lab.UntilAsync(() => $"{echo.Missing} replies more", () => echo.Missing == 0, seconds: 1);
+        Assert.Equal(6, (await a.RunAsync($"{DaemonLab.Command} disable 99 {DaemonLab.Socket}")).ExitCode);
+        Assert.Equal(6, (await a.RunAsync($"{DaemonLab.Command} disable --seconds 100000 {b.Domid} {DaemonLab.Socket}")).ExitCode);
+        (int refused, string why) = await lab.Dom0.RunAsync($"{DaemonLab.Command} disable {b.Domid} {DaemonLab.Socket}");
+        Assert.Equal(6, refused);
+        Assert.Contains("for the other kind of domain", why, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public async Task Ping_goes_both_ways_and_leaves_a_channel()
+    {
+        await using DaemonLab lab = await DaemonLab.StartWithChannelAsync();
+        (LabGuest a, LabGuest b) = lab.Pair;
+        (int exit, string text) = await a.RunAsync($"{DaemonLab.Command} ping --count 5 {b.Domid} {DaemonLab.Socket}");
+        output.WriteLine(text);
+        Assert.True(exit == 0, text);
+        Assert.Matches(@"(?m)^shared memory +5 +0 +[0-9.]+k? us", text);
+        Assert.Matches(@"(?m)^netfront +5 +0 +[0-9.]+k? us", text);
+        await lab.ChannelUpAsync(a, b);
+    }
+
+    [Fact]
+    public async Task Metrics_top_a_dry_run_and_a_report()
+    {
+        await using DaemonLab lab = await DaemonLab.StartAsync(introducer: false);
+        lab.StartWith(lab.Dom0, "[policy]\n");
+        LabGuest a = await lab.AddGuestAsync("a"), b = await lab.AddGuestAsync("customer-1");
+        await lab.ChannelUpAsync(a, b);
+        string file = Path.Combine(a.RuntimeDirectory, "xenloop.prom");
+        Assert.Equal((0, ""), await a.RunAsync($"{DaemonLab.Command} metrics --textfile {file} {DaemonLab.Socket}"));
+        Assert.Contains(string.Create(CultureInfo.InvariantCulture, $"xenloop_peer_shared{{vif=\"0\",peer=\"{b.Domid}\",peer_vif=\"0\",mac=\"{b.MacText}\"}} 1"), File.ReadAllText(file), StringComparison.Ordinal);
+
+        (int exit, string text) = await a.RunAsync($"{DaemonLab.Command} top --count 2 --interval 0.1 {DaemonLab.Socket}");
+        Assert.Equal(0, exit);
+        Assert.Equal(3, text.Split("xenloopd 0").Length);
+
+        Assert.Contains("nothing would change", (await lab.Dom0.RunAsync($"{DaemonLab.Command} reload --dry-run {DaemonLab.Socket}")).Output, StringComparison.Ordinal);
+        File.WriteAllText(VifLab.ConfigurationFile(lab.Dom0), Policy);
+        (exit, text) = await lab.Dom0.RunAsync($"{DaemonLab.Command} reload --dry-run {DaemonLab.Socket}");
+        Assert.Equal(0, exit);
+        Assert.Contains("  a and customer-1 may not meet any more: deny [\"customers\", \"*\"]\n", text, StringComparison.Ordinal);
+        Assert.True(lab.IsUp(a, b), lab.Messages());
+
+        string archive = Path.Combine(a.RuntimeDirectory, "report.tar");
+        (exit, text) = await a.RunAsync($"{DaemonLab.Command} bugreport {archive} {DaemonLab.Socket}");
+        Assert.True(exit == 0, text);
+        Assert.Equal((0, "600\n"), await a.RunAsync($"stat -c %a {archive}"));
+        string status = (await a.RunAsync($"tar -xOf {archive} xenloop-bugreport/status.json")).Output;
+        Assert.Equal(1, JsonDocument.Parse(status).RootElement.GetProperty("schema").GetInt32());
+        string names = (await a.RunAsync($"tar -tf {archive}")).Output;
+        foreach (string name in new[] { "doctor.txt", "status.txt", "xenloopd.toml", "log.txt", "links.txt" })
+        {
+            Assert.Contains($"xenloop-bugreport/{name}", names, StringComparison.Ordinal);
+        }
+
+        // What is there is not written over.
+        Assert.Equal(1, (await a.RunAsync($"{DaemonLab.Command} bugreport {archive} {DaemonLab.Socket}")).ExitCode);
+    }
+
+    private static string? Obstacle(LabGuest guest) =>
+        DaemonLab.Status(guest) is { } status && status.GetProperty("vifs").EnumerateArray().FirstOrDefault() is { ValueKind: JsonValueKind.Object } vif
+            ? vif.GetProperty("obstacle").GetString()
+            : null;
+}
