@@ -32,7 +32,7 @@ public class DaemonControlTests
         JsonElement peer = Assert.Single(vif.GetProperty("peers").EnumerateArray());
         AssertMembers(
             peer, "domid", "vif", "mac", "state", "role", "packets_seen", "packets_diverted", "tap", "ring_bytes", "sent_packets",
-            "sent_bytes", "received_packets", "received_bytes", "receive_errors", "notifications", "stalls");
+            "sent_bytes", "received_packets", "received_bytes", "receive_errors", "notifications", "stalls", "discarded_packets");
         Assert.Equal((b.Domid, b.MacText), (peer.GetProperty("domid").GetUInt16(), peer.GetProperty("mac").GetString()));
         Assert.Equal(("running", "listener"), (peer.GetProperty("state").GetString(), peer.GetProperty("role").GetString()));
         Assert.Equal((1 << 20, $"xl{b.Domid}.0"), (peer.GetProperty("ring_bytes").GetInt32(), peer.GetProperty("tap").GetString()));

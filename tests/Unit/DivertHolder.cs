@@ -36,7 +36,7 @@ namespace XenLoop.Tests.Unit
             VifDivert divert = VifDivert.Attach(
                 "eth0", MacAddress.Parse(parts[1]), 1, 0, demands, (DivertRung)int.Parse(parts[0], CultureInfo.InvariantCulture));
             divert.Connect(MacAddress.Parse(parts[2]), tap.Index, 0);
-            divert.Stamp(0).Open();
+            divert.Slot(0).Open();
             Console.WriteLine("holding");
             Thread.Sleep(Timeout.Infinite);
             GC.KeepAlive(divert);

@@ -4,6 +4,7 @@ using System.Diagnostics;
 using System.Runtime.ExceptionServices;
 using System.Runtime.InteropServices;
 using Tmds.Linux;
+using XenLoop.Divert;
 using XenLoop.Interop;
 using XenLoop.Interop.Linux;
 
@@ -138,7 +139,7 @@ internal sealed unsafe class TestGuest : IDisposable
     public TapDevice OpenChannelTap(string name = "xl1.0")
     {
         TapDevice tap = Namespace.Run(() => TapDevice.Open(name, uso: TapDevice.ProbeUso()));
-        tap.BringUp(Links, 1500, 1000);
+        tap.BringUp(Links, 1500, DivertSlot.QueueLength);
         return tap;
     }
 
@@ -150,7 +151,9 @@ internal sealed unsafe class TestGuest : IDisposable
         Send(frame);
     }
 
-    public void Send(byte[] frame) => Namespace.Run(() =>
+    /// <param name="frame">Whole.</param>
+    /// <param name="device">eth0, if not given.</param>
+    public void Send(byte[] frame, TapDevice? device = null) => Namespace.Run(() =>
     {
         const int AF_PACKET = 17;
         int fd = LibC.socket(AF_PACKET, LibC.SOCK_RAW | LibC.SOCK_CLOEXEC, 0);
@@ -159,7 +162,7 @@ internal sealed unsafe class TestGuest : IDisposable
             throw new NativeException("socket", "AF_PACKET", LibC.errno);
         }
         using SafeFd owner = new(fd);
-        sockaddr_ll address = new() { sll_family = AF_PACKET, sll_ifindex = Eth0.Index };
+        sockaddr_ll address = new() { sll_family = AF_PACKET, sll_ifindex = (device ?? Eth0).Index };
         if (LibC.bind(fd, (sockaddr*)&address, sizeof(sockaddr_ll)) != 0)
         {
             throw new NativeException("bind", "eth0", LibC.errno);

@@ -190,8 +190,9 @@ public sealed class EgressHookTests : IDisposable
         VifDivert divert = _guest.Namespace.Run(() => VifDivert.Attach("eth0", _guest.Mac, 4, 0, _demands, rung));
         _tap ??= _guest.OpenChannelTap();
         divert.Connect(Peer, _tap.Index, 0);
-        divert.Stamp(0).Open();
-        _drained = () => divert.Stamp(0).Clear();
+        divert.AttachFilter(_tap, _guest.Mac, Peer, 0);
+        divert.Slot(0).Open();
+        _drained = () => divert.Slot(0).Drain(divert.Slot(0).Queued);
         return divert;
     }
 

@@ -40,6 +40,12 @@ internal sealed unsafe class ChannelPath
     // A peer that leaves something in its ring for so long is stuck, and traffic goes by netfront until it has caught up.
     private const int StallMilliseconds = 150;
 
+    // Frames that others overtook by netfront so lately are still sent: the lateness is a few milliseconds, as where the whole
+    // guest stood still, not its daemon alone.
+    private const int LateMilliseconds = 5;
+
+    private const int NanosecondsPerMillisecond = 1_000_000;
+
     // More events than this in a second without a record behind them is an attack on our CPU.
     private const int MaxIdleEventsPerSecond = 1024;
 
@@ -51,16 +57,23 @@ internal sealed unsafe class ChannelPath
 
     private readonly RingProducer _transmit;
     private readonly RingConsumer _receive;
-    private readonly LivenessStamp _stamp;
+    private readonly DivertSlot _slot;
     private readonly byte* _peerAlive;
+    private readonly string _tapName;
     private readonly ulong _ownMac;
     private readonly ulong _peerMac;
     private readonly bool _uso;
     private readonly SourceAddresses? _sources;
 
     private bool _tapReady = true;
+    private ulong _drained;   // frames out of the TAP's queue since ever; the slot's word, which this thread writes
+    private ulong _overtaken; // frames up to here are older than packets that have gone by netfront
+    private ulong _written;
+    private DeliveryWatch _outgoing; // from the divert to the TAP's queue
+    private DeliveryWatch _incoming; // from the TAP to the vif
     private bool _full;
     private bool _stalled;
+    private bool _marked; // records in the ring are marked as stale
     private uint _progressAt;
     private long _progressSince;
     private bool _owesEvent;
@@ -86,18 +99,24 @@ internal sealed unsafe class ChannelPath
     public uint BulkBurstBytes { get; private set; }
 
     public ChannelPath(TapDevice tap, EventChannel events, RingProducer transmit, RingConsumer receive, byte* peerAlive,
-        LivenessStamp stamp, MacAddress own, MacAddress peer, bool uso, SourceAddresses? sources = null)
+        DivertSlot slot, MacAddress own, MacAddress peer, bool uso, SourceAddresses? sources = null)
     {
         TapDescriptor = tap.FileDescriptor;
+        _tapName = tap.Name;
         Events = events;
         _transmit = transmit;
         _receive = receive;
         _peerAlive = peerAlive;
-        _stamp = stamp;
+        _slot = slot;
         _ownMac = own.Bits;
         _peerMac = peer.Bits;
         _uso = uso;
         _sources = sources;
+        // The slot counts on from its last channel, and is blocked: nothing is on its way.
+        _drained = slot.Queued;
+        slot.Drain(_drained);
+        _outgoing = new DeliveryWatch(slot.Diverted, slot.Queued);
+        _incoming = new DeliveryWatch(_written, slot.Arrived);
     }
 
     public EventChannel Events { get; }
@@ -111,7 +130,7 @@ internal sealed unsafe class ChannelPath
     public void GiveUp(Exception reason)
     {
         _stalled = true;
-        _stamp.Block();
+        _slot.Block();
         Volatile.Write(ref _fault, reason);
     }
 
@@ -130,6 +149,7 @@ internal sealed unsafe class ChannelPath
             ForeignSources = Volatile.Read(ref _counters.ForeignSources),
             Notifications = Volatile.Read(ref _counters.Notifications),
             Stalls = Volatile.Read(ref _counters.Stalls),
+            Discarded = Volatile.Read(ref _counters.Discarded),
         },
         Volatile.Read(ref _stalled));
 
@@ -180,9 +200,8 @@ internal sealed unsafe class ChannelPath
     {
         bool received = Receive();
         // What was just written to the TAP may have made the stack answer (acknowledgements) in this very thread: look at
-        // once. The stamp tells, without a system call: since the read that found the TAP empty, it is set by the first
-        // packet diverted. (One that slips in between that read and the clearing of the stamp is epoll's to report.)
-        _tapReady |= received && _stamp.Value != 0;
+        // once. The slot tells, without a system call.
+        _tapReady |= received && _slot.Queued != _drained;
         SentBurstBytes = 0;
         bool sent = _tapReady && Transmit();
         if (received | sent)
@@ -194,10 +213,10 @@ internal sealed unsafe class ChannelPath
         return false;
     }
 
-    /// <summary>Looks without a system call: the stamp tells that a packet was diverted to the TAP. The next <see cref="Pump"/> takes it.</summary>
+    /// <summary>Looks without a system call: the slot tells that a frame is in the TAP's queue. The next <see cref="Pump"/> takes it.</summary>
     public void Glance()
     {
-        if (_stamp.Value != 0)
+        if (_slot.Queued != _drained)
         {
             _tapReady = true;
         }
@@ -267,13 +286,37 @@ internal sealed unsafe class ChannelPath
         else if (!_stalled && now - _progressSince > StallMilliseconds)
         {
             _stalled = true;
-            _stamp.Block();
+            _slot.Block();
             _counters.Stalls++;
             // Bounded once more: the next turn asks for the event that wakes us when the peer has taken everything.
             return true;
         }
 
+        // Only what has been overtaken is stale: a peer that stands still while nobody sends to it loses nothing.
+        if (_stalled && !_marked && _slot.OvertakenAt / NanosecondsPerMillisecond > _progressSince)
+        {
+            _transmit.MarkStale();
+            _marked = true;
+        }
+
         return !_stalled;
+    }
+
+    /// <summary>
+    /// Before a sleep: true while something that went into the TAP has not come out of it, so that the sleep must be bounded.
+    /// </summary>
+    /// <exception cref="DeliveryException">It will not come any more.</exception>
+    public bool AwaitsDelivery()
+    {
+        ulong queued = _slot.Queued; // before what was diverted: see DeliveryWatch.IsEven
+        if (_outgoing.HasLost(_slot.Diverted, queued))
+        {
+            throw new DeliveryException(
+                $"packets diverted to the TAP {_tapName} do not come to its queue: somebody has set it down, moved it, or put a filter or a qdisc on it");
+        }
+
+        CheckArrivals();
+        return _outgoing.IsMissing | _incoming.IsMissing;
     }
 
     /// <summary>Closing: empties the TAP into the ring. True when it is empty; false: no room yet.</summary>
@@ -306,7 +349,7 @@ internal sealed unsafe class ChannelPath
         if (_stalled)
         {
             _stalled = false;
-            _stamp.Open();
+            _slot.Open();
         }
     }
 
@@ -314,6 +357,9 @@ internal sealed unsafe class ChannelPath
     {
         iovec* vectors = stackalloc iovec[2];
         Span<byte> header = stackalloc byte[HeaderBytes];
+        ulong queued = _slot.Queued; // before the reads: frames that are read, or were refused by the queue after all, when it is empty
+        ulong overtaken = Overtaken();
+        _marked = _marked && !_transmit.TryClearStale();
         int packets = 0;
         uint bytes = 0;
         for (; packets < BurstPackets && bytes < BurstBytes; packets++)
@@ -335,17 +381,23 @@ internal sealed unsafe class ChannelPath
                     break;
                 }
 
-                throw new NativeException("readv", "the channel's TAP", error);
+                throw new NativeException("readv", _tapName, error);
             }
 
-            // The TAP carries what was diverted to it; should the kernel ever speak on it by itself, that is not for the peer.
+            if ((ulong)packets < overtaken)
+            {
+                _counters.Discarded++;
+                continue;
+            }
+
+            // The TAP's filter lets nothing else in; it runs in a place that is not ours alone.
             if (length < HeaderBytes)
             {
                 continue;
             }
 
             room.CopyTo(header);
-            if (Mac(header, DestinationOffset) != _peerMac)
+            if (Mac(header, DestinationOffset) != _peerMac || Mac(header, SourceOffset) != _ownMac)
             {
                 continue;
             }
@@ -356,15 +408,41 @@ internal sealed unsafe class ChannelPath
             _counters.SentBytes += (ulong)length - VnetHeaderBytes;
         }
 
-        // Drained, or at least moving: the divert may go on. With no room left it may not: packets would wait for nobody.
-        if (!_full && _stamp.Value != 0)
-        {
-            _stamp.Clear();
-        }
-
+        Drained((uint)packets, queued);
         SentBurstBytes = bytes;
         Owe(_transmit.Publish(), bytes);
         return packets > 0;
+    }
+
+    /// <summary>Frames at the head of the TAP's queue that are to be thrown away: packets that came after them have gone by netfront,
+    /// and order counts more than they do.</summary>
+    private ulong Overtaken()
+    {
+        ulong overtaken = _slot.Overtaken;
+        if ((long)(overtaken - _overtaken) > 0 && Environment.TickCount64 - (_slot.OvertakenAt / NanosecondsPerMillisecond) > LateMilliseconds)
+        {
+            _overtaken = overtaken;
+        }
+
+        return (ulong)Math.Max(0, (long)(_overtaken - _drained));
+    }
+
+    /// <summary>Tells the divert how far the queue is drained. With no room in the ring it is not, and packets pass in the end.</summary>
+    private void Drained(uint frames, ulong queued)
+    {
+        ulong drained = _drained + frames;
+        // Empty: what was counted and is not there was lost on the last inches (no memory). One that was counted and not yet there
+        // is read later, one too many, which the next time sets right.
+        if (!_tapReady && ((long)(queued - drained) > 0 || _slot.Queued == queued))
+        {
+            drained = queued;
+        }
+
+        if (drained != _drained)
+        {
+            _drained = drained;
+            _slot.Drain(drained);
+        }
     }
 
     // Nothing is read of the copy that was not written: it needs no zeros first, at each look.
@@ -376,6 +454,12 @@ internal sealed unsafe class ChannelPath
         int packets = 0;
         uint bytes = 0;
         uint bulk = 0;
+        while (_receive.IsStale() && _receive.TryPeek(out _))
+        {
+            _receive.Advance();
+            _counters.Discarded++;
+        }
+
         for (; packets < BurstPackets && bytes < BurstBytes && _receive.TryPeek(out RingSegments frame); packets++)
         {
             uint length = frame.Length;
@@ -413,14 +497,15 @@ internal sealed unsafe class ChannelPath
                 vectors[0].iov_base = first;
                 vectors[0].iov_len = (uint)header.Length;
                 int count = header.Length == length ? 1 : 1 + Vectors(frame.Skip((uint)header.Length), vectors + 1);
-                if (!OffloadHeader.TryRebuild(header, (int)length - VnetHeaderBytes, _uso) || VectorIo.writev(TapDescriptor, vectors, count) < 0)
+                if (!OffloadHeader.TryRebuild(header, (int)length - VnetHeaderBytes, _uso) || !TryWrite(vectors, count))
                 {
-                    // The local stack's refusal (no memory, interface down) loses this frame only, and so does a header that does not fit it.
+                    // The local stack's refusal (no memory) loses this frame only, and so does a header that does not fit it.
                     _counters.ReceiveErrors++;
                     BoundRefused();
                 }
                 else
                 {
+                    _written++;
                     _counters.ReceivedPackets++;
                     _counters.ReceivedBytes += length - VnetHeaderBytes;
                     bulk += length >= BulkFrameBytes ? length : 0;
@@ -431,10 +516,38 @@ internal sealed unsafe class ChannelPath
             bytes += length;
         }
 
+        if (!_incoming.IsEven(_written, _slot.Arrived))
+        {
+            CheckArrivals();
+        }
+
         ReceivedBurstBytes = bytes;
         BulkBurstBytes = bulk;
         Owe(_receive.Publish(), bytes);
         return packets > 0;
+    }
+
+    private bool TryWrite(iovec* vectors, int count)
+    {
+        if (VectorIo.writev(TapDescriptor, vectors, count) >= 0)
+        {
+            return true;
+        }
+
+        int error = Marshal.GetLastSystemError();
+        return error is Errno.EIO or Errno.EBADFD or Errno.ENODEV
+            ? throw new NativeException("writev", _tapName, error, "Somebody has set the TAP down, or removed it")
+            : false;
+    }
+
+    /// <summary>A write runs the receive path of the TAP before it returns, unless packets are spread over CPUs (RPS): then they arrive a little later.</summary>
+    private void CheckArrivals()
+    {
+        if (_incoming.HasLost(_written, _slot.Arrived))
+        {
+            throw new DeliveryException(
+                $"frames written to the TAP {_tapName} do not arrive at the vif: somebody has removed its filter at ingress, or put a filter or a program before it");
+        }
     }
 
     private void BoundRefused()

@@ -12,10 +12,13 @@ namespace XenLoop.DataPath;
 /// </summary>
 internal sealed unsafe class DataLoop : IDisposable
 {
-    // A sleep while a peer has not yet taken everything; see ChannelPath.AwaitsPeer.
-    private const int AwaitPeerMilliseconds = 100;
+    // A sleep while a peer has not yet taken everything, or a TAP not let everything through: see ChannelPath.AwaitsPeer, AwaitsDelivery.
+    private const int AwaitPeerMilliseconds = 50;
 
-    // Turns of spinning between two looks at epoll (events, TAPs whose stamp was missed) and at the peers' progress.
+    // Between two looks at the peers' progress without a sleep.
+    private const int LookMilliseconds = 10;
+
+    // Turns of spinning between two looks at epoll (events, TAPs).
     private const int TurnsPerGlance = 1024;
 
     private const ulong WakeToken = ulong.MaxValue;
@@ -32,6 +35,7 @@ internal sealed unsafe class DataLoop : IDisposable
     private Action? _command;
     private Exception? _commandError;
     private ChannelPath? _current;
+    private long _lookedAt;
     private bool _stop;
     private bool _tellOfTraffic;
     private bool _traffic;
@@ -119,7 +123,7 @@ internal sealed unsafe class DataLoop : IDisposable
             {
                 Serve();
             }
-            catch (Exception e) when (_current is not null && e is PeerViolationException or PeerGoneException or NativeException)
+            catch (Exception e) when (_current is not null && e is PeerViolationException or PeerGoneException or NativeException or DeliveryException)
             {
                 ChannelPath path = _current!;
                 path.GiveUp(e);
@@ -181,11 +185,13 @@ internal sealed unsafe class DataLoop : IDisposable
                     _faults.Signal();
                 }
 
+                LookAtPeers();
                 continue;
             }
 
             if (_idle.Spin())
             {
+                LookAtPeers();
                 foreach (ChannelPath path in _paths)
                 {
                     _current = path;
@@ -194,7 +200,6 @@ internal sealed unsafe class DataLoop : IDisposable
 
                 if (++turns % TurnsPerGlance == 0)
                 {
-                    _ = BoundedByPeers();
                     Wait(events, 0);
                 }
 
@@ -228,13 +233,25 @@ internal sealed unsafe class DataLoop : IDisposable
         return idle;
     }
 
+    /// <summary>Who does not sleep has to look for peers that do not move, and for what does not arrive, all the same. By the coarse clock, which
+    /// is no system call: turns may be long where each gives way to others.</summary>
+    private void LookAtPeers()
+    {
+        long now = Environment.TickCount64;
+        if (now - _lookedAt >= LookMilliseconds)
+        {
+            _lookedAt = now;
+            _ = BoundedByPeers();
+        }
+    }
+
     private bool BoundedByPeers()
     {
         bool bounded = false;
         foreach (ChannelPath path in _paths)
         {
             _current = path;
-            bounded |= path.AwaitsPeer();
+            bounded |= path.AwaitsPeer() | path.AwaitsDelivery();
         }
 
         return bounded;

@@ -25,4 +25,6 @@ internal struct PathCounters
     public ulong Notifications;
     /// <summary>Times the peer was found not to empty the ring.</summary>
     public ulong Stalls;
+    /// <summary>Frames thrown away because later ones had gone by netfront meanwhile.</summary>
+    public ulong Discarded;
 }

@@ -10,13 +10,10 @@ namespace XenLoop.Divert;
 /// connected peers to their TAPs; whatever arrives at such a TAP appears at the vif's ingress, as if it had come from
 /// netfront. Beneath the network layer on both sides: addresses, routes and firewall rules of the vif hold.
 /// Every doubt is decided for netfront: the program never drops a packet.
-/// All methods belong to the control thread; the stamps are for everybody.
+/// All methods belong to the control thread; the slots are for everybody.
 /// </summary>
 internal sealed unsafe class VifDivert : IDisposable
 {
-    /// <summary>An undrained packet of this age means that nobody drains.</summary>
-    internal const int StaleNanoseconds = 200_000_000;
-
     /// <summary>Neighbours that can be counted at once; some 150 bytes of kernel memory each.</summary>
     internal const int MaxTracked = 4096;
 
@@ -27,12 +24,10 @@ internal sealed unsafe class VifDivert : IDisposable
     private readonly int _slots;
     private readonly TrafficControl _trafficControl;
     private readonly SafeFd _peers;
-    private readonly SafeFd _stamps;
-    private readonly MappedMemory _stampLines;
+    private readonly SafeFd _slotMap;
+    private readonly MappedMemory _slotWords;
     private readonly SafeFd _egressProgram;
     private readonly EgressHook _egress;
-    private SafeFd? _acceptProgram;
-    private SafeFd? _injectProgram;
     private bool _disposed;
 
     private VifDivert(string interfaceName, MacAddress own, int slots, int vif, BpfRingBuffer demands, DivertRung? only)
@@ -46,13 +41,13 @@ internal sealed unsafe class VifDivert : IDisposable
                 ?? throw new NativeException("RTM_GETLINK", interfaceName, ENODEV);
             _interfaceIndex = link.Index;
             _peers = Bpf.CreateHash("xenloop_peers", sizeof(ulong), sizeof(Peer), MaxTracked);
-            _stamps = Bpf.CreateMappableArray("xenloop_stamps", LivenessStamp.Size, slots);
-            _stampLines = MappedMemory.Map(_stamps.Number, slots * LivenessStamp.Size, "the BPF map xenloop_stamps");
+            _slotMap = Bpf.CreateMappableArray("xenloop_slots", DivertSlot.Size, slots);
+            _slotWords = MappedMemory.Map(_slotMap.Number, slots * DivertSlot.Size, "the BPF map xenloop_slots");
             for (int slot = 0; slot < slots; slot++)
             {
-                Stamp(slot).Block();
+                Slot(slot).Block();
             }
-            _egressProgram = Bpf.LoadClassifier("xenloop_divert", DivertPrograms.Divert(own, vif, _peers, _stamps, demands.Map));
+            _egressProgram = Bpf.LoadClassifier("xenloop_divert", DivertPrograms.Divert(own, vif, _peers, _slotMap, demands.Map));
             _egress = new EgressHook(_interfaceIndex, _egressProgram, _trafficControl, only);
             _ = _egress.Secure();
         }
@@ -99,10 +94,10 @@ internal sealed unsafe class VifDivert : IDisposable
         Bpf.Update(_peers, peer.Bits, in entry);
     }
 
-    /// <summary>Hands packets to this destination to a TAP, as soon as the slot is open (<see cref="LivenessStamp.Open"/>). Counters go on.</summary>
+    /// <summary>Hands packets to this destination to a TAP, as soon as the slot is open (<see cref="DivertSlot.Open"/>). Counters go on.</summary>
     /// <param name="peer">Tracked or not.</param>
     /// <param name="tapIndex">Index of the channel's TAP.</param>
-    /// <param name="slot">Which stamp guards it.</param>
+    /// <param name="slot">Which slot counts and guards it.</param>
     public void Connect(MacAddress peer, int tapIndex, int slot)
     {
         ArgumentOutOfRangeException.ThrowIfNegativeOrZero(tapIndex);
@@ -124,30 +119,42 @@ internal sealed unsafe class VifDivert : IDisposable
 
     /// <summary>Counters since the destination is tracked; zeros when it is not.</summary>
     public DivertCounters Read(MacAddress peer) =>
-        Bpf.Lookup(_peers, peer.Bits, out Peer found) ? new DivertCounters(found.Seen, found.Diverted) : default;
+        Bpf.Lookup(_peers, peer.Bits, out Peer found) ? new DivertCounters(found.Seen, found.DivertedBefore + DivertedIn(found)) : default;
 
-    /// <summary>The slot's stamp: blocked at first.</summary>
-    public LivenessStamp Stamp(int slot)
+    /// <summary>Blocked at first.</summary>
+    public DivertSlot Slot(int slot)
     {
         ArgumentOutOfRangeException.ThrowIfGreaterThanOrEqual((uint)slot, (uint)_slots, nameof(slot));
-        return new LivenessStamp(_stampLines.Address + (slot * LivenessStamp.Size));
+        return new DivertSlot(_slotWords.Address + (slot * DivertSlot.Size));
     }
 
-    /// <summary>Whatever arrives at this TAP appears at the ingress of the vif. Ends with the returned object and with the TAP.
+    /// <summary>Only frames from this vif to the peer get into the queue of this TAP from now on, and the slot counts them.</summary>
+    /// <param name="tap">Of the peer's channel.</param>
+    /// <param name="own">The vif's MAC address.</param>
+    /// <param name="peer">The peer's.</param>
+    /// <param name="slot">Of the channel.</param>
+    public void AttachFilter(TapDevice tap, MacAddress own, MacAddress peer, int slot)
+    {
+        using SafeFd program = Bpf.LoadSocketFilter("xenloop_enqueue", DivertPrograms.Enqueue(own, peer, _slotMap, slot));
+        tap.SetFilter(program);
+    }
+
+    /// <summary>Whatever arrives at this TAP is counted by the slot and appears at the ingress of the vif. Ends with the returned object and with the TAP.
     /// To be called on a thread of the vif's network namespace, as <see cref="Attach"/>.</summary>
     /// <param name="tap">Of the same namespace.</param>
+    /// <param name="slot">Of the channel.</param>
     /// <param name="only">Try this way alone.</param>
     /// <exception cref="NativeException">Neither way works here.</exception>
-    public IDisposable AttachReinjection(TapDevice tap, Reinjection? only = null)
+    public IDisposable AttachReinjection(TapDevice tap, int slot, Reinjection? only = null)
     {
         if (only is not Reinjection.BpfRedirect)
         {
             try
             {
-                _acceptProgram ??= Bpf.LoadClassifier("xenloop_accept", DivertPrograms.Accept());
+                using SafeFd accept = Bpf.LoadClassifier("xenloop_accept", DivertPrograms.Accept(_slotMap, slot));
                 _ = _trafficControl.AddClsact(tap.Index);
                 _trafficControl.AddIngressRedirect(
-                    tap.Index, TcHook.Ingress, ReinjectionPriority, EgressHook.FilterHandle, _acceptProgram.Number, EgressHook.FilterName, _interfaceIndex);
+                    tap.Index, TcHook.Ingress, ReinjectionPriority, EgressHook.FilterHandle, accept.Number, EgressHook.FilterName, _interfaceIndex);
                 return EndsWithTheTap.Instance;
             }
             catch (NativeException) when (only is null)
@@ -155,18 +162,18 @@ internal sealed unsafe class VifDivert : IDisposable
                 // A kernel without act_mirred, or with TCX and without cls_bpf.
             }
         }
-        _injectProgram ??= Bpf.LoadClassifier("xenloop_inject", DivertPrograms.Inject(_interfaceIndex));
+        using SafeFd inject = Bpf.LoadClassifier("xenloop_inject", DivertPrograms.Inject(_interfaceIndex, _slotMap, slot));
         if (Rung == DivertRung.Tcx)
         {
-            return Bpf.CreateTcxLink(_injectProgram, tap.Index, BpfAttachType.BPF_TCX_INGRESS);
+            return Bpf.CreateTcxLink(inject, tap.Index, BpfAttachType.BPF_TCX_INGRESS);
         }
         _ = _trafficControl.AddClsact(tap.Index);
-        _trafficControl.AddBpfFilter(tap.Index, TcHook.Ingress, ReinjectionPriority, EgressHook.FilterHandle, _injectProgram.Number, EgressHook.FilterName);
+        _trafficControl.AddBpfFilter(tap.Index, TcHook.Ingress, ReinjectionPriority, EgressHook.FilterHandle, inject.Number, EgressHook.FilterName);
         return EndsWithTheTap.Instance;
     }
 
     /// <summary>
-    /// After <see cref="LivenessStamp.Block"/> or <see cref="Disconnect"/>: returns when every program that was running on some CPU
+    /// After <see cref="DivertSlot.Block"/> or <see cref="Disconnect"/>: returns when every program that was running on some CPU
     /// has ended, so that the last diverted packet is in the TAP. Takes some milliseconds.
     /// </summary>
     public static void WaitForPackets()
@@ -187,11 +194,9 @@ internal sealed unsafe class VifDivert : IDisposable
         }
         _disposed = true;
         _egress?.Dispose();
-        _acceptProgram?.Dispose();
-        _injectProgram?.Dispose();
         _egressProgram?.Dispose();
-        _stampLines?.Dispose();
-        _stamps?.Dispose();
+        _slotWords?.Dispose();
+        _slotMap?.Dispose();
         _peers?.Dispose();
         _trafficControl.Dispose();
     }
@@ -200,11 +205,17 @@ internal sealed unsafe class VifDivert : IDisposable
     {
         // The element is exchanged as a whole: what the program counts between the look and the exchange is lost, a few packets.
         _ = Bpf.Lookup(_peers, peer.Bits, out Peer entry);
+        entry.DivertedBefore += DivertedIn(entry);
         entry.Address = peer.Bits;
         entry.TapIndex = (uint)tapIndex;
         entry.Slot = (uint)slot;
+        // A slot counts on from one channel to the next. (Modulo 2^64 the difference may be below zero.)
+        entry.DivertedBefore -= DivertedIn(entry);
         Bpf.Update(_peers, peer.Bits, in entry);
     }
+
+    /// <summary>What the slot of a connected destination has counted, since ever.</summary>
+    private ulong DivertedIn(in Peer entry) => entry.TapIndex == 0 ? 0 : Slot((int)entry.Slot).Diverted;
 
     /// <summary>A destination, as program and daemon share it. The key is <see cref="MacAddress.Bits"/>.</summary>
     [StructLayout(LayoutKind.Explicit)]
@@ -213,7 +224,7 @@ internal sealed unsafe class VifDivert : IDisposable
         public const int TapIndexOffset = 0;
         public const int SlotOffset = 4;
         public const int SeenOffset = 8;
-        public const int DivertedOffset = 16;
+        public const int DivertedBeforeOffset = 16;
         public const int AddressOffset = 24;
         public const int WindowStartOffset = 32;
         public const int WindowCountOffset = 40;
@@ -230,8 +241,9 @@ internal sealed unsafe class VifDivert : IDisposable
         [FieldOffset(SeenOffset)]
         public ulong Seen;
 
-        [FieldOffset(DivertedOffset)]
-        public ulong Diverted;
+        /// <summary>Packets diverted while it was connected earlier; the program does not look at it.</summary>
+        [FieldOffset(DivertedBeforeOffset)]
+        public ulong DivertedBefore;
 
         /// <summary>The key once more, for the report.</summary>
         [FieldOffset(AddressOffset)]

@@ -85,6 +85,28 @@ internal sealed class ChannelTable(ChannelContext context)
         }
     }
 
+    /// <summary>
+    /// To be called when addresses may have changed: takes those of TAPs away. The routes that come with them would draw the
+    /// guest's traffic to where only frames to the peer get through.
+    /// </summary>
+    /// <param name="changed">Indices of the interfaces that did, and <see cref="LinkMonitor.Any"/>.</param>
+    public void RemoveAddresses(IReadOnlySet<int> changed)
+    {
+        HashSet<int> taps = [.. _channels.Values.Select(c => c.TapIndex)
+            .Where(i => i != 0 && (changed.Contains(i) || changed.Contains(LinkMonitor.Any)))];
+        if (taps.Count == 0)
+        {
+            return;
+        }
+
+        using Addresses addresses = new();
+        HashSet<int> had = addresses.Remove(taps);
+        foreach (Channel channel in _channels.Values.Where(c => had.Contains(c.TapIndex)))
+        {
+            channel.AddressRemoved();
+        }
+    }
+
     /// <summary>The channel to a peer, to be given a turn; null when there is no room for one more, at least not yet.</summary>
     /// <param name="key">Of the channel.</param>
     /// <param name="peer">As introduced.</param>

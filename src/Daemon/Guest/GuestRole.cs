@@ -171,7 +171,13 @@ internal sealed class GuestRole : IRole
             _vifs.LookSoon(now);
         }
 
-        if (_links.TakeChanges(_changedInterfaces) | introduced | _vifs.Due.IsDue(now))
+        bool changed = _links.TakeChanges(_changedInterfaces);
+        if (changed)
+        {
+            _channels.RemoveAddresses(_changedInterfaces);
+        }
+
+        if (changed | introduced | _vifs.Due.IsDue(now))
         {
             FollowVifs(now);
         }

@@ -59,4 +59,14 @@ internal struct RingLine
 
     /// <summary>Event index: "send me an event when your index passes this".</summary>
     public uint WakeAt;
+
+    /// <summary>
+    /// Producer: <see cref="Index"/> when it gave up on the consumer and went by netfront, with <see cref="StaleFlag"/> set: records up
+    /// to there are older than what has gone by netfront since, and the consumer throws them away. Without the flag, as in the
+    /// zeroed page of an older daemon, it says nothing.
+    /// </summary>
+    public uint Stale;
+
+    /// <summary>Indices are multiples of 8, which leaves the bit free.</summary>
+    public const uint StaleFlag = 1;
 }

@@ -90,6 +90,24 @@ internal sealed unsafe class RingConsumer
     /// <summary>Awake again: no event is needed for the next record. A hint; an event too many does no harm.</summary>
     public void Disarm() => Volatile.Write(ref _own->WakeAt, _index);
 
+    /// <summary>
+    /// True when the oldest record is one that the producer has marked as stale: take it (<see cref="TryPeek"/>, <see cref="Advance"/>)
+    /// and throw it away. A mark that no honest peer writes costs that peer its own records and nothing else: what
+    /// is beyond what it has published is never believed.
+    /// </summary>
+    public bool IsStale()
+    {
+        uint mark = Volatile.Read(ref _peer->Stale);
+        if ((mark & RingLine.StaleFlag) == 0)
+        {
+            return false;
+        }
+
+        // The mark first: what it covers was published before.
+        ReadProduced();
+        return (mark & ~7u) - _index - 1 < _produced - _index;
+    }
+
     /// <summary>Looks at the peer's index. Cheap enough to spin on.</summary>
     public bool HasData() => _index != _produced || ReadProduced();
 

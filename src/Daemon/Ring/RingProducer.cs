@@ -15,6 +15,7 @@ internal sealed unsafe class RingProducer
     private uint _index;      // next byte to fill; private, never read back from shared memory
     private uint _published;  // what the peer has been shown
     private uint _consumed;   // the peer's index when last looked at
+    private uint _stale;      // marked as stale up to here
 
     public RingProducer(byte* data, uint ringBytes, RingLine* own, RingLine* peer)
     {
@@ -97,6 +98,28 @@ internal sealed unsafe class RingProducer
     {
         ReadConsumed();
         return _consumed != _published;
+    }
+
+    /// <summary>What is published and not yet taken is not to be taken any more: newer packets go another way from here on.</summary>
+    public void MarkStale()
+    {
+        _stale = _published;
+        Volatile.Write(ref _own->Stale, _published | RingLine.StaleFlag);
+    }
+
+    /// <summary>
+    /// Takes the mark back if all that it covers has been taken or thrown away. To be called now and then after <see cref="MarkStale"/>
+    /// until that is so: when the index has come round to the mark, it would cover other records.
+    /// </summary>
+    public bool TryClearStale()
+    {
+        if ((int)(_stale - _consumed) > 0)
+        {
+            return false;
+        }
+
+        Volatile.Write(ref _own->Stale, 0);
+        return true;
     }
 
     /// <summary>The peer's index when last looked at; only differences mean anything.</summary>

@@ -33,6 +33,7 @@ internal static unsafe partial class Bpf
     private const uint BPF_MAP_TYPE_RINGBUF = 27;
     private const uint BPF_F_NO_PREALLOC = 1 << 0;
     private const uint BPF_F_MMAPABLE = 1 << 10;
+    private const uint BPF_PROG_TYPE_SOCKET_FILTER = 1;
     private const uint BPF_PROG_TYPE_SCHED_CLS = 3;
     private const int BPF_OBJ_NAME_LEN = 16;
     private const int LogSize = 64 * 1024;
@@ -99,9 +100,14 @@ internal static unsafe partial class Bpf
     /// <param name="name">At most 15 characters; shown by bpftool.</param>
     /// <param name="instructions">See <see cref="BpfProgram"/>.</param>
     /// <exception cref="NativeException">With the end of the verifier's log, which says why.</exception>
-    public static SafeFd LoadClassifier(string name, ReadOnlySpan<BpfInstruction> instructions)
+    public static SafeFd LoadClassifier(string name, ReadOnlySpan<BpfInstruction> instructions) => Load(BPF_PROG_TYPE_SCHED_CLS, name, instructions);
+
+    /// <summary>As <see cref="LoadClassifier"/>, a program that says how many bytes of a packet are let through (BPF_PROG_TYPE_SOCKET_FILTER).</summary>
+    public static SafeFd LoadSocketFilter(string name, ReadOnlySpan<BpfInstruction> instructions) => Load(BPF_PROG_TYPE_SOCKET_FILTER, name, instructions);
+
+    private static SafeFd Load(uint type, string name, ReadOnlySpan<BpfInstruction> instructions)
     {
-        prog_load_attr attribute = new() { prog_type = BPF_PROG_TYPE_SCHED_CLS, insn_cnt = (uint)instructions.Length };
+        prog_load_attr attribute = new() { prog_type = type, insn_cnt = (uint)instructions.Length };
         CopyName(name, attribute.prog_name);
         fixed (BpfInstruction* code = instructions)
         fixed (byte* license = "Dual MIT/GPL\0"u8)

@@ -10,7 +10,7 @@ namespace XenLoop.Interop.Linux;
 /// </summary>
 internal unsafe class NetlinkMonitor : IDisposable
 {
-    // Behind the header, in struct ifinfomsg and in struct tcmsg alike.
+    // Behind the header, in struct ifinfomsg, in struct tcmsg and in struct ifaddrmsg alike.
     private const int InterfaceOffset = 20;
 
     /// <summary>In the place of an interface's index: so much has changed that the kernel did not say what.</summary>
@@ -78,8 +78,10 @@ internal unsafe class NetlinkMonitor : IDisposable
 /// <param name="trafficControl">Qdiscs and filters count as well.</param>
 /// <exception cref="NativeException">The kernel gives no netlink socket.</exception>
 internal sealed class LinkMonitor(bool trafficControl = false)
-    : NetlinkMonitor(NetlinkSocket.NETLINK_ROUTE, RTMGRP_LINK | (trafficControl ? RTMGRP_TC : 0))
+    : NetlinkMonitor(NetlinkSocket.NETLINK_ROUTE, RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR | (trafficControl ? RTMGRP_TC : 0))
 {
     private const uint RTMGRP_LINK = 1;
     private const uint RTMGRP_TC = 8;
+    private const uint RTMGRP_IPV4_IFADDR = 0x10;
+    private const uint RTMGRP_IPV6_IFADDR = 0x100;
 }

@@ -21,6 +21,7 @@ internal sealed unsafe partial class TapDevice : IDisposable
 
     private const int TUNSETIFF = 0x400454ca;
     private const int TUNSETOFFLOAD = 0x400454d0;
+    private const int TUNSETFILTEREBPF = unchecked((int)0x800454e1);
 
     private const short IFF_TAP = 0x0002;
     private const short IFF_NO_PI = 0x1000;
@@ -118,6 +119,18 @@ internal sealed unsafe partial class TapDevice : IDisposable
         if (errno != 0)
         {
             throw new NativeException("ioctl(TUNSETOFFLOAD)", Name, errno);
+        }
+    }
+
+    /// <summary>Has a program look at each frame before it gets into the queue. The interface keeps the program alive.</summary>
+    /// <param name="program">See <see cref="Bpf.LoadSocketFilter"/>: it says how many bytes are let in, 0 for none.</param>
+    /// <exception cref="NativeException">The kernel is older than 4.16.</exception>
+    public void SetFilter(SafeFd program)
+    {
+        int number = program.Number;
+        if (LibC.ioctl(_fd.Number, TUNSETFILTEREBPF, &number) < 0)
+        {
+            throw new NativeException("ioctl(TUNSETFILTEREBPF)", Name, LibC.errno);
         }
     }
 

@@ -7,6 +7,7 @@ using XenLoop.Interop.Linux;
 using XenLoop.Interop.Xen;
 using XenLoop.Loop;
 using XenLoop.Protocol;
+using XenLoop.Service;
 
 namespace XenLoop.Guest.Channels;
 
@@ -58,6 +59,7 @@ internal sealed class Channel
     private string _lastLogged = "";
     private bool _heard;
     private ChannelMessage? _said;
+    private bool _toldOfAddress;
 
     public Channel(ChannelContext context, ChannelKey key, VifPort port, in Introduction peer)
     {
@@ -80,6 +82,9 @@ internal sealed class Channel
     /// <summary>The addresses that the peer may use, see <see cref="AddressList"/>; null for all.</summary>
     public string? PeerSources { get; }
 
+    /// <summary>Index of the TAP; 0 while there is none.</summary>
+    public int TapIndex => _resources.TapIndex;
+
     /// <summary>Bytes of the rings; before they are there, what they will have.</summary>
     public long MemoryBytes => 2L * (_resources.RingBytes is > 0 and uint bytes ? bytes : _context.RingBytes);
 
@@ -98,8 +103,12 @@ internal sealed class Channel
     /// <summary>Nobody needs it, and nothing is held any more: call <see cref="Retire"/> and forget it.</summary>
     public bool IsFinished(TimeSpan now) => _machine.IsFinished(now);
 
-    /// <summary>This side has packets for the peer: an attempt is due.</summary>
-    public void Demand(TimeSpan now) => _machine.Demand(now);
+    /// <summary>This side has packets for the peer: an attempt is due; or, while the channel is up, a look why they pass it by.</summary>
+    public void Demand(TimeSpan now)
+    {
+        _machine.Demand(now);
+        _resources.LookAgain();
+    }
 
     /// <summary>Closes the channel in two phases at the next turn, if it runs.</summary>
     public void Drop(string reason) => _machine.Drop(reason);
@@ -129,6 +138,17 @@ internal sealed class Channel
         bool changed = _machine.Wanted != wanted || _obstacle != _port.Obstacle;
         _machine.Wanted = wanted;
         return changed || _heard || _resources.Fault is not null || Due.IsDue(now);
+    }
+
+    /// <summary>The TAP had an address, which is gone again: tells the administrator once.</summary>
+    public void AddressRemoved()
+    {
+        if (!_toldOfAddress)
+        {
+            _toldOfAddress = true;
+            Log.Warning($"{_resources.TapName} is no interface of this guest's own: the address that somebody gave it is removed. "
+                + "Whatever configures interfaces (systemd-networkd, NetworkManager, dhcpcd) should leave xl* alone");
+        }
     }
 
     /// <summary>Moves as far as possible.</summary>
@@ -203,6 +223,7 @@ internal sealed class Channel
             json.WriteNumber("foreign_sources", counters.ForeignSources);
             json.WriteNumber("notifications", counters.Notifications);
             json.WriteNumber("stalls", counters.Stalls);
+            json.WriteNumber("discarded_packets", counters.Discarded);
         }
 
         if (_lastComplaint.Length > 0)

@@ -21,6 +21,9 @@ internal sealed class ChannelResources(ChannelContext context, ChannelKey key, V
     /// <summary>Empty without one.</summary>
     public string TapName => _tap?.Device.Name ?? "";
 
+    /// <summary>Index of the TAP; 0 without one.</summary>
+    public int TapIndex => _tap?.Device.Index ?? 0;
+
     /// <summary>What the data thread has told of the path; null without one.</summary>
     public PathSnapshot? Snapshot => _path?.Snapshot();
 
@@ -55,17 +58,26 @@ internal sealed class ChannelResources(ChannelContext context, ChannelKey key, V
 
         context.Taps.Wait(key.TapName);
         bool uso = (context.Offer.Features & peer.Features & Features.Uso) != 0;
-        _tap = port.OpenTap(key.TapName, uso);
+        _tap = port.OpenTap(key.TapName, uso, peerMac, _slot);
         _path = new ChannelPath(_tap.Device, _memory!.Events, _memory.CreateProducer(), _memory.CreateConsumer(), _memory.PeerAlive,
-            port.Divert.Stamp(_slot), port.Mac, peerMac, uso, Sources());
+            port.Divert.Slot(_slot), port.Mac, peerMac, uso, Sources());
         context.Loop.Add(_path);
     }
 
     public void StartDiverting()
     {
         port.Divert.Connect(peerMac, _tap!.Device.Index, _slot);
-        port.Divert.Stamp(_slot).Open();
+        port.Divert.Slot(_slot).Open();
         _settled = false;
+    }
+
+    /// <summary>The data thread looks whether there is anything in the TAP, and what has become of what should be.</summary>
+    public void LookAgain()
+    {
+        if (_path is { Fault: null } path)
+        {
+            context.Loop.Invoke(path.TapReadable);
+        }
     }
 
     /// <summary>The first half of <see cref="StopDiverting"/>, for who stops several channels: <see cref="VifDivert.WaitForPackets"/> comes
@@ -160,7 +172,7 @@ internal sealed class ChannelResources(ChannelContext context, ChannelKey key, V
 
     private void Block()
     {
-        port.Divert.Stamp(_slot).Block();
+        port.Divert.Slot(_slot).Block();
         port.Divert.Disconnect(peerMac);
     }
 
@@ -170,7 +182,7 @@ internal sealed class ChannelResources(ChannelContext context, ChannelKey key, V
         {
             path.DrainRing(patience);
         }
-        catch (PeerViolationException)
+        catch (Exception e) when (ChannelFault.From(e) is not null)
         {
             // The channel is closing anyway.
         }

@@ -6,13 +6,11 @@ using XenLoop.Settings;
 namespace XenLoop.Guest.Channels;
 
 /// <summary>
-/// One of this guest's vifs that takes part: its interface, the divert at its egress, what is in the way of that, and the slots (liveness
-/// stamps) and TAPs of its channels.
+/// One of this guest's vifs that takes part: its interface, the divert at its egress, what is in the way of that, and the slots and TAPs
+/// of its channels.
 /// </summary>
 internal sealed class VifPort : IDisposable
 {
-    private const int TapQueueLength = 1000;
-
     // libpcap binds a socket with a filter that takes nothing, and gives it its own a moment later, which changes nothing that can be seen.
     private const int LooksAtNewCapture = 5;
 
@@ -134,14 +132,16 @@ internal sealed class VifPort : IDisposable
     public void ReturnSlot(int slot) => _slots[slot] = false;
 
     /// <summary>The TAP of one channel: up, silent, with the settings of the vif's interface, its input re-injected at the vif's ingress.</summary>
-    public ChannelTap OpenTap(string name, bool uso)
+    public ChannelTap OpenTap(string name, bool uso, MacAddress peer, int slot)
     {
         TapDevice device = TapDevice.Open(name, uso);
         try
         {
-            device.BringUp(_links, _settings.Mtu, TapQueueLength);
+            // Before it is up, for nothing may get in that the slot does not count.
+            Divert.AttachFilter(device, Mac, peer, slot);
+            device.BringUp(_links, _settings.Mtu, DivertSlot.QueueLength);
             LinkSettings made = LinkSettings.Of(_links.FindLink(device.Index)!, _links) with { Off = LinkFeatures.None };
-            ChannelTap tap = new(device, uso, made, Divert.AttachReinjection(device));
+            ChannelTap tap = new(device, uso, made, Divert.AttachReinjection(device, slot));
             _taps.Add(tap);
             tap.Apply(_links, _settings);
             tap.Remember(_trafficControl);
