@@ -89,11 +89,11 @@ internal sealed class ChannelTable(ChannelContext context)
     /// To be called when addresses may have changed: takes those of TAPs away. The routes that come with them would draw the
     /// guest's traffic to where only frames to the peer get through.
     /// </summary>
-    /// <param name="changed">Indices of the interfaces that did, and <see cref="LinkMonitor.Any"/>.</param>
+    /// <param name="changed">Indices of the interfaces that did, and <see cref="NetlinkMonitor.Any"/>.</param>
     public void RemoveAddresses(IReadOnlySet<int> changed)
     {
         HashSet<int> taps = [.. _channels.Values.Select(c => c.TapIndex)
-            .Where(i => i != 0 && (changed.Contains(i) || changed.Contains(LinkMonitor.Any)))];
+            .Where(i => i != 0 && (changed.Contains(i) || changed.Contains(NetlinkMonitor.Any)))];
         if (taps.Count == 0)
         {
             return;

@@ -53,7 +53,7 @@ internal sealed class GuestRole : IRole
     private readonly TimeProvider _clock;
     private readonly XenStore _xenStore;
     private readonly WatchSet _watches;
-    private readonly LinkMonitor _links = new(trafficControl: true);
+    private readonly LinkMonitor _links = new(trafficControl: true, addresses: true);
     private readonly BpfRingBuffer _demands;
     private readonly DataLoop _loop;
     private readonly ChannelContext _context;

@@ -73,12 +73,15 @@ internal unsafe class NetlinkMonitor : IDisposable
 
 /// <summary>
 /// Tells which interfaces of the network namespace came, went or changed (rtnetlink(7), RTMGRP_LINK), if wanted with what hangs on
-/// them of traffic control: who cares looks at these.
+/// them of traffic control and of addresses: who cares looks at these.
 /// </summary>
 /// <param name="trafficControl">Qdiscs and filters count as well.</param>
+/// <param name="addresses">IP addresses count as well.</param>
 /// <exception cref="NativeException">The kernel gives no netlink socket.</exception>
-internal sealed class LinkMonitor(bool trafficControl = false)
-    : NetlinkMonitor(NetlinkSocket.NETLINK_ROUTE, RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR | (trafficControl ? RTMGRP_TC : 0))
+internal sealed class LinkMonitor(bool trafficControl = false, bool addresses = false)
+    : NetlinkMonitor(
+        NetlinkSocket.NETLINK_ROUTE,
+        RTMGRP_LINK | (trafficControl ? RTMGRP_TC : 0) | (addresses ? RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR : 0))
 {
     private const uint RTMGRP_LINK = 1;
     private const uint RTMGRP_TC = 8;
