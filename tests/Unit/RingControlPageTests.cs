@@ -26,9 +26,10 @@ public sealed unsafe class RingControlPageTests
     public void PageAndLineHaveTheSizesOfTheProtocol()
     {
         Assert.Equal(4096, sizeof(ControlPage));
-        Assert.Equal(8, sizeof(RingLine));
+        Assert.Equal(12, sizeof(RingLine));
         Assert.Equal(0, (int)Marshal.OffsetOf<RingLine>(nameof(RingLine.Index)));
         Assert.Equal(4, (int)Marshal.OffsetOf<RingLine>(nameof(RingLine.WakeAt)));
+        Assert.Equal(8, (int)Marshal.OffsetOf<RingLine>(nameof(RingLine.Stale)));
         Assert.Equal(ControlPage.Size - 0x800, ControlPage.MaxRingPages * sizeof(uint));
         Assert.Equal("XLP1"u8, MemoryMarshal.AsBytes([ControlPage.MagicValue]));
         Assert.Equal(1u, ControlPage.CurrentVersion);
