@@ -45,8 +45,9 @@ internal sealed unsafe class ChannelMemory
         GrantedPages? before = kept.Take(peer), pages = before;
         try
         {
+            // Fresh ones are zeros, and take no memory before something is in them.
+            pages?.Wipe();
             pages ??= GrantedPages.Share(hypervisor, peer, ringBytes);
-            pages.Wipe();
             pages.Control.SetDeathNotice(new DeathNotice(ControlPage.ListenerAliveOffset, events));
             ControlPage* page = (ControlPage*)pages.Control.Address;
             page->Magic = ControlPage.MagicValue;
