@@ -84,7 +84,8 @@ internal sealed class GuestDirectory : IDisposable
     {
         HashSet<GuestRecord> changed = [];
         bool moved = FollowNetwork();
-        if (_domainsChanged)
+        // Not before the first reading: of ports that nobody knows all introductions would be withdrawn.
+        if (_domainsChanged && _network.IsKnown)
         {
             _domainsChanged = false;
             FollowDomains(gone, changed);
@@ -251,7 +252,8 @@ internal sealed class GuestDirectory : IDisposable
     /// <summary>A node of the guest's own has changed. A guest that does nothing else is not listened to for a while.</summary>
     private void Note(GuestRecord guest, string path)
     {
-        guest.Remember(path, key => Array.Exists(guest.Vifs, v => v.Vif == key.Vif) && Find(key.Peer) is { } peer && Array.Exists(peer.Vifs, v => v.Vif == key.PeerVif));
+        // A call that is known may end though a vif is away.
+        guest.Remember(path, key => guest.Calls.ContainsKey(key) || (Array.Exists(guest.Vifs, v => v.Vif == key.Vif) && Find(key.Peer) is { } peer && Array.Exists(peer.Vifs, v => v.Vif == key.PeerVif)));
         guest.Budget.ChargeEvent();
         if (guest.Budget.IsOverdrawn)
         {
@@ -283,8 +285,9 @@ internal sealed class GuestDirectory : IDisposable
         string uuid = _xenStore.Read(StorePaths.Vm(guest.Domid))?.Split('/')[^1] ?? "";
         if (guest.Identity.Uuid is { } before && before != uuid)
         {
-            // Another guest with the same domid, and its home is a new one.
+            // Another guest with the same domid, and its home is a new one; and XAPI files what it knows of vifs by it.
             _publisher.ReadBack(guest, Suspends.Holds);
+            _rewired.Add(guest);
         }
 
         if (uuid.Length == 0)

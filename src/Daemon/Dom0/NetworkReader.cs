@@ -32,6 +32,8 @@ internal sealed class NetworkReader : IDisposable
     private string? _packets;
     private Dictionary<string, string> _devices = [];
     private bool _legacy;
+    // A look that was wanted too soon after another.
+    private bool _wanted;
 
     public NetworkReader()
     {
@@ -53,6 +55,9 @@ internal sealed class NetworkReader : IDisposable
     /// <summary>As they were read last.</summary>
     public NetworkFacts Facts { get; private set; } = new();
 
+    /// <summary>They have been read once.</summary>
+    public bool IsKnown { get; private set; }
+
     /// <summary>Reads them when something has changed, or it is time to look.</summary>
     /// <param name="now">See <see cref="Deadline"/>.</param>
     /// <param name="introduced">Whether somebody relies on what nobody tells of.</param>
@@ -62,7 +67,9 @@ internal sealed class NetworkReader : IDisposable
     {
         // A new vif may have the name of an old one, which was on another bridge: what is known of ports is never older than what XenStore says.
         bool moved = _changes.TakeChanges();
-        bool poll = (look && now >= _polledAt + _retry) || (introduced && _legacy && now >= _polledAt + _poll);
+        _wanted |= look;
+        bool poll = (_wanted && now >= _polledAt + _retry) || (introduced && _legacy && now >= _polledAt + _poll);
+        _wanted &= !poll;
         _polledAt = poll ? now : _polledAt;
         _polls |= poll;
         _portsChanged |= moved | poll;
@@ -77,6 +84,7 @@ internal sealed class NetworkReader : IDisposable
         {
             Read();
             (_portsChanged, _filtersChanged, _polls) = (false, false, false);
+            IsKnown = true;
             return true;
         }
         catch (NativeException e)
@@ -91,7 +99,7 @@ internal sealed class NetworkReader : IDisposable
     /// <summary>When <see cref="Follow"/> is due though nothing fires.</summary>
     /// <param name="introduced">Whether somebody relies on what nobody tells of.</param>
     public Deadline Due(bool introduced) =>
-        _portsChanged | _filtersChanged ? Deadline.At(_readAt + _distance) : introduced && _legacy ? Deadline.At(_polledAt + _poll) : Deadline.Never;
+        _portsChanged | _filtersChanged ? Deadline.At(_readAt + _distance) : _wanted ? Deadline.At(_polledAt + _retry) : introduced && _legacy ? Deadline.At(_polledAt + _poll) : Deadline.Never;
 
     public void Dispose()
     {

@@ -87,32 +87,35 @@ internal sealed record VifRecord(int Vif, MacAddress Mac, ushort Backend, string
                 return;
             }
 
-            string? bridge = xenStore.Read($"{area}/bridge") ?? xenStore.Read($"{StorePaths.XapiVif(uuid, vif)}/bridge");
+            string? bridge = xenStore.Read($"{area}/bridge") ?? Xapi("bridge");
             if (bridge is { Length: > 0 } && xenStore.Read($"{area}/vlan") is { Length: > 0 } vlan)
             {
                 bridge = $"{bridge}.{vlan}";
             }
 
             string? given = xenStore.Read($"{area}/vifname");
-            (string? sources, string? forbidden) = ReadSources(xenStore, area, StorePaths.XapiVif(uuid, vif));
+            (string? sources, string? forbidden) = ReadSources(xenStore, area, Xapi);
             vifs[vif] = new VifRecord(vif, mac, backend, given is { Length: > 0 } ? given : $"vif{domid}.{vif}", bridge is { Length: > 0 } ? bridge : null)
             {
                 Rate = xenStore.Read($"{area}/rate") is { Length: > 0 } rate ? rate : null,
                 Sources = sources,
                 Forbidden = forbidden,
             };
+
+            // A domain that comes or goes may have no UUID, and then has no area there.
+            string? Xapi(string node) => uuid.Length > 0 ? xenStore.Read($"{StorePaths.XapiVif(uuid, vif)}/{node}") : null;
         }
     }
 
     /// <summary>What the toolstack says of a vif's addresses: <c>ip=</c> of xl's, of which its script makes filters of IPv4, or XAPI's locking mode.</summary>
     /// <param name="xenStore">Dom0's.</param>
     /// <param name="backend">The vif's area in its backend domain.</param>
-    /// <param name="xapi">XAPI's own area of the vif.</param>
-    private static (string? Sources, string? Forbidden) ReadSources(XenStore xenStore, string backend, string xapi)
+    /// <param name="xapi">Reads a node of XAPI's own area of the vif.</param>
+    private static (string? Sources, string? Forbidden) ReadSources(XenStore xenStore, string backend, Func<string, string?> xapi)
     {
-        string? mode = xenStore.Read($"{xapi}/locking-mode");
+        string? mode = xapi("locking-mode");
         return mode is "locked" or "disabled"
-            ? Locked(mode, xenStore.Read($"{xapi}/ipv4-allowed"), xenStore.Read($"{xapi}/ipv6-allowed"))
+            ? Locked(mode, xapi("ipv4-allowed"), xapi("ipv6-allowed"))
             : Ip(xenStore.Read($"{backend}/ip"));
     }
 

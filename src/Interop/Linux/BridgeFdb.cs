@@ -99,8 +99,8 @@ internal sealed unsafe class BridgeFdb : IDisposable
                 entry = found;
             }
         });
-        // ENODEV and EINVAL: the bridge has gone.
-        return error.Errno is 0 or ENOENT or ENODEV or EINVAL ? entry : throw error.ToException("RTM_GETNEIGH", $"{key.Mac} on bridge {key.Bridge}");
+        // ENODEV and EINVAL: the bridge has gone. EOPNOTSUPP: Linux before 5.0, of which only changes are known.
+        return error.Errno is 0 or ENOENT or ENODEV or EINVAL or EOPNOTSUPP ? entry : throw error.ToException("RTM_GETNEIGH", $"{key.Mac} on bridge {key.Bridge}");
     }
 
     /// <summary>Takes the changes of what is followed: each with the entry that there is now, or null when it went.</summary>

@@ -1,6 +1,7 @@
 using System.Buffers.Binary;
 using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
+using static XenLoop.Interop.Errno;
 using static XenLoop.Interop.Linux.NetlinkFlags;
 
 namespace XenLoop.Interop.Linux;
@@ -71,14 +72,14 @@ internal static class NfTables
         List<NfChain> chains = [];
         NetlinkMessage message = socket.Begin(NFT_MSG_GETCHAIN, NLM_F_DUMP);
         message.Append(default(nfgenmsg));
-        // The kernel without nftables says EINVAL. What it refuses otherwise is as good as not there: nobody could have made a rule.
-        _ = socket.Try(message, (type, payload) =>
+        NetlinkError error = socket.Try(message, (type, payload) =>
         {
             if (type == NFT_MSG_NEWCHAIN)
             {
                 chains.Add(ReadChain(payload));
             }
         });
+        ThrowUnlessAbsent(error, "NFT_MSG_GETCHAIN");
         return chains;
     }
 
@@ -87,13 +88,23 @@ internal static class NfTables
     {
         NetlinkMessage message = socket.Begin(NFT_MSG_GETRULE, NLM_F_DUMP);
         message.Append(new nfgenmsg { nfgen_family = (byte)family });
-        _ = socket.Try(message, (type, payload) =>
+        NetlinkError error = socket.Try(message, (type, payload) =>
         {
             if (type == NFT_MSG_NEWRULE)
             {
                 ReadRule(payload, chains);
             }
         });
+        ThrowUnlessAbsent(error, "NFT_MSG_GETRULE");
+    }
+
+    /// <summary>A kernel without nftables says EINVAL, and nobody has made a rule there; but an error of another kind is no answer.</summary>
+    private static void ThrowUnlessAbsent(in NetlinkError error, string request)
+    {
+        if (error.Errno is not (0 or EINVAL or ENOENT or EOPNOTSUPP))
+        {
+            throw error.ToException(request, "nftables");
+        }
     }
 
     private static NfChain ReadChain(ReadOnlySpan<byte> payload)
