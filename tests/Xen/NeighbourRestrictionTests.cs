@@ -92,7 +92,7 @@ public sealed class NeighbourRestrictionTests(NeighbourFixture xen)
                 set -e
                 ip link set eth0 down; ip link set eth0 address {{g1.Guest.Macs[0]}}; ip link set eth0 up
                 ip addr add {{g1.Guest.Ipv4}}/32 dev eth0
-                echos() { awk '/^Icmp:/ && n++ { print $9 }' /proc/net/snmp; }
+                echos() { awk '/^Icmp:/ && n++ { print $10 }' /proc/net/snmp; }
                 ping -q -c 1 -W 2 -I {{g1.Guest.Ipv4}} 10.77.0.1 >/dev/null
                 echos; sleep 2; echos
                 """)).Check().Output.Split('\n', StringSplitOptions.RemoveEmptyEntries);

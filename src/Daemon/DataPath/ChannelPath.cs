@@ -199,9 +199,9 @@ internal sealed unsafe class ChannelPath
     public bool Pump()
     {
         bool received = Receive();
-        // What was just written to the TAP may have made the stack answer (acknowledgements) in this very thread: look at
-        // once. The slot tells, without a system call.
-        _tapReady |= received && _slot.Queued != _drained;
+        // The slot tells, without a system call: what was just written to the TAP may have made the stack answer (acknowledgements) in
+        // this very thread, and while another channel keeps the thread busy nothing else tells.
+        _tapReady |= _slot.Queued != _drained;
         SentBurstBytes = 0;
         bool sent = _tapReady && Transmit();
         if (received | sent)
@@ -293,7 +293,7 @@ internal sealed unsafe class ChannelPath
         }
 
         // Only what has been overtaken is stale: a peer that stands still while nobody sends to it loses nothing.
-        if (_stalled && !_marked && _slot.OvertakenAt / NanosecondsPerMillisecond > _progressSince)
+        if (_stalled && !(_marked && _transmit.IsAllStale) && _slot.OvertakenAt / NanosecondsPerMillisecond > _progressSince)
         {
             _transmit.MarkStale();
             _marked = true;
@@ -442,6 +442,11 @@ internal sealed unsafe class ChannelPath
         {
             _drained = drained;
             _slot.Drain(drained);
+        }
+        else if (frames != 0)
+        {
+            // It was one ahead. The divert must see that somebody drains all the same.
+            _slot.StartClock();
         }
     }
 

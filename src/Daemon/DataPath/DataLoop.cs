@@ -185,13 +185,18 @@ internal sealed unsafe class DataLoop : IDisposable
                     _faults.Signal();
                 }
 
-                LookAtPeers();
+                // Events of peers that died, and TAPs of which nothing else tells, are not to wait for the end of the work.
+                if (LookAtPeers())
+                {
+                    Wait(events, 0);
+                }
+
                 continue;
             }
 
             if (_idle.Spin())
             {
-                LookAtPeers();
+                _ = LookAtPeers();
                 foreach (ChannelPath path in _paths)
                 {
                     _current = path;
@@ -235,14 +240,18 @@ internal sealed unsafe class DataLoop : IDisposable
 
     /// <summary>Who does not sleep has to look for peers that do not move, and for what does not arrive, all the same. By the coarse clock, which
     /// is no system call: turns may be long where each gives way to others.</summary>
-    private void LookAtPeers()
+    /// <returns>True each time that it has looked.</returns>
+    private bool LookAtPeers()
     {
         long now = Environment.TickCount64;
-        if (now - _lookedAt >= LookMilliseconds)
+        if (now - _lookedAt < LookMilliseconds)
         {
-            _lookedAt = now;
-            _ = BoundedByPeers();
+            return false;
         }
+
+        _lookedAt = now;
+        _ = BoundedByPeers();
+        return true;
     }
 
     private bool BoundedByPeers()

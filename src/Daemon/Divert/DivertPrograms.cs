@@ -157,6 +157,7 @@ internal static class DivertPrograms
 
             .Label("was full")
             .JumpIfGreaterSigned(R2, DivertSlot.MostQueued - 1, "fills")
+            // Signed, as above.
             .Load(BpfSize.Double, R3, R9, DivertSlot.FullAtOffset)
             .Move(R1, R0)
             .Subtract(R1, R3)

@@ -89,10 +89,12 @@ internal readonly unsafe struct DivertSlot
     /// <summary>Lets packets in: from here on the program diverts. A slot is blocked at first.</summary>
     public void Open()
     {
-        // The next packet finds that something has been drained since the last, whenever that was: it starts the clock.
-        Volatile.Write(ref *(ulong*)(_words + MovedToOffset), Drained - 1);
+        StartClock();
         Volatile.Write(ref *(ulong*)(_words + BlockedOffset), 0);
     }
+
+    /// <summary>The next packet finds that something has been drained since the last, whenever that was, and counts the time from then on.</summary>
+    public void StartClock() => Volatile.Write(ref *(ulong*)(_words + MovedToOffset), Drained - 1);
 
     /// <summary>Every packet passes to netfront from now on. A program that runs in this moment on another CPU may still
     /// divert its packet: see <see cref="VifDivert.WaitForPackets"/>.</summary>

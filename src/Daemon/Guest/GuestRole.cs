@@ -179,7 +179,7 @@ internal sealed class GuestRole : IRole
 
         if (changed | introduced | _vifs.Due.IsDue(now))
         {
-            FollowVifs(now);
+            FollowVifs(introduced, now);
         }
 
         while (_demands.TryTake(out Demand demand))
@@ -192,7 +192,7 @@ internal sealed class GuestRole : IRole
         // What was in the way of a successor (another MAC address in the same place) is gone: look again.
         if (_vifs.Drop(_usesVif))
         {
-            FollowVifs(now);
+            FollowVifs(introduced: true, now);
             AnswerCalls(now);
         }
 
@@ -343,9 +343,9 @@ internal sealed class GuestRole : IRole
     private TimeSpan QuiesceTime =>
         TimeSpan.FromMilliseconds(Math.Max(ShortestQuiesceMilliseconds, LongestQuiesceMilliseconds - (ReleaseMilliseconds * _channels.Count)));
 
-    private void FollowVifs(TimeSpan now)
+    private void FollowVifs(bool introduced, TimeSpan now)
     {
-        foreach (int vif in _vifs.Follow(_changedInterfaces, now))
+        foreach (int vif in _vifs.Follow(_changedInterfaces, introduced, now))
         {
             _calls.UnionWith(_introductions.Peers.Keys.Where(k => k.Vif == vif));
         }

@@ -84,13 +84,29 @@ internal sealed class Vifs(IHypervisor hypervisor, Introductions introductions, 
 
     /// <summary>Attaches to what is introduced and there.</summary>
     /// <param name="changed">Indices of interfaces that have changed. See <see cref="NetlinkMonitor.TakeChanges"/>.</param>
+    /// <param name="introduced">There may be others to attach to than before.</param>
     /// <param name="now">See <see cref="Deadline"/>.</param>
     /// <returns>The vifs that were not attached to before.</returns>
-    public IReadOnlyList<int> Follow(HashSet<int> changed, TimeSpan now)
+    public IReadOnlyList<int> Follow(HashSet<int> changed, bool introduced, TimeSpan now)
     {
+        if (changed.Count > 0)
+        {
+            Look(now, changed);
+        }
+
+        if (_lookDue.IsDue(now))
+        {
+            Look(now, null);
+        }
+
+        // A look is no reason to try again what was refused.
+        if (!introduced && changed.Count == 0 && !_attachDue.IsDue(now))
+        {
+            return [];
+        }
+
         _attachDue = Deadline.Never;
         Complaint = null;
-        Look(now, _lookDue.IsDue(now) ? null : changed);
         List<int> added = [];
         foreach ((int vif, MacAddress mac) in introductions.Vifs)
         {

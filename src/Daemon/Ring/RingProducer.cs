@@ -107,6 +107,9 @@ internal sealed unsafe class RingProducer
         Volatile.Write(ref _own->Stale, _published | RingLine.StaleFlag);
     }
 
+    /// <summary>The last mark covers all that is published.</summary>
+    public bool IsAllStale => _stale == _published;
+
     /// <summary>
     /// Takes the mark back if all that it covers has been taken or thrown away. To be called now and then after <see cref="MarkStale"/>
     /// until that is so: when the index has come round to the mark, it would cover other records.

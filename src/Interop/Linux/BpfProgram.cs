@@ -41,7 +41,7 @@ internal sealed class BpfProgram
     private const byte BPF_LDX = 0x01, BPF_ST = 0x02, BPF_STX = 0x03, BPF_JMP = 0x05, BPF_JMP32 = 0x06, BPF_ALU64 = 0x07;
     private const byte BPF_MEM = 0x60, BPF_ATOMIC = 0xc0, BPF_LD_IMM64 = 0x18;
     private const byte BPF_K = 0x00, BPF_X = 0x08;
-    private const byte BPF_JA = 0x00, BPF_ADD = 0x00, BPF_SUB = 0x10, BPF_AND = 0x50, BPF_RSH = 0x70, BPF_MOV = 0xb0;
+    private const byte BPF_JA = 0x00, BPF_ADD = 0x00, BPF_SUB = 0x10, BPF_AND = 0x50, BPF_MOV = 0xb0, BPF_ARSH = 0xc0;
     private const byte BPF_JEQ = 0x10, BPF_JGT = 0x20, BPF_JNE = 0x50, BPF_JSGT = 0x60, BPF_CALL = 0x80, BPF_EXIT = 0x90;
     private const byte BPF_PSEUDO_MAP_FD = 1;
 
@@ -77,8 +77,8 @@ internal sealed class BpfProgram
 
     public BpfProgram And(BpfRegister to, int value) => Add(BPF_ALU64 | BPF_AND | BPF_K, to, 0, 0, value);
 
-    /// <summary>Unsigned.</summary>
-    public BpfProgram ShiftRight(BpfRegister to, int bits) => Add(BPF_ALU64 | BPF_RSH | BPF_K, to, 0, 0, bits);
+    /// <summary>Signed.</summary>
+    public BpfProgram ShiftRight(BpfRegister to, int bits) => Add(BPF_ALU64 | BPF_ARSH | BPF_K, to, 0, 0, bits);
 
     /// <summary>to = the map behind a descriptor. Takes the room of two instructions.</summary>
     public BpfProgram LoadMap(BpfRegister to, int descriptor)

@@ -107,6 +107,7 @@ internal sealed unsafe partial class TapDevice : IDisposable
         links.SetQueueLength(Index, queueLength);
         // The TAP has a queue of its own; a qdisc before it would cost a lock and delay nothing.
         links.TrySetNoQueue(Index);
+        KeepToTheWriter();
         links.SetUp(Index);
     }
 
@@ -147,6 +148,21 @@ internal sealed unsafe partial class TapDevice : IDisposable
         try
         {
             File.WriteAllText($"/proc/sys/net/ipv6/conf/{Name}/disable_ipv6", "1");
+        }
+        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
+        {
+        }
+    }
+
+    /// <summary>
+    /// Where received packets are spread over CPUs (RPS, <c>net.core.rps_default_mask</c>), they pass a backlog that may drop them: the thread that
+    /// writes a frame is to deliver it. Where /sys is read-only that is as it is.
+    /// </summary>
+    private void KeepToTheWriter()
+    {
+        try
+        {
+            File.WriteAllText($"/sys/class/net/{Name}/queues/rx-0/rps_cpus", "0");
         }
         catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
         {

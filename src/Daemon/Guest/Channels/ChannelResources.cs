@@ -129,6 +129,8 @@ internal sealed class ChannelResources(ChannelContext context, ChannelKey key, V
         {
             Block();
             context.Loop.Remove(path);
+            // The data thread may have found meanwhile that the peer moves again.
+            port.Divert.Slot(_slot).Block();
             if (path.Fault is null or PeerGoneException)
             {
                 // The thread that pumped has let go of it: what the peer left is taken here, and nothing is lost.

@@ -71,8 +71,14 @@ internal sealed class ChannelTap : IDisposable
                 filters < _filters ? "somebody has removed the filter by which frames arrive" : "somebody has added a filter to it",
             _ => null,
         };
-        Fault = found is null ? null : new ChannelFault(FaultOf.Self, $"the channel's TAP {Device.Name} is not as it was made: {found}");
+        if (found is not null)
+        {
+            Fail(found);
+        }
     }
+
+    /// <summary>It is not as it was made: its channel is to close.</summary>
+    public void Fail(string found) => Fault = new ChannelFault(FaultOf.Self, $"the channel's TAP {Device.Name} is not as it was made: {found}");
 
     public void Dispose()
     {

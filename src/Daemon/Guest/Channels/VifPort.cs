@@ -189,7 +189,15 @@ internal sealed class VifPort : IDisposable
         _settings = settings;
         foreach (ChannelTap tap in _taps)
         {
-            tap.Apply(_links, settings);
+            try
+            {
+                tap.Apply(_links, settings);
+            }
+            catch (NativeException e)
+            {
+                // This one's trouble alone: somebody has moved it, say.
+                tap.Fail(e.Message);
+            }
         }
     }
 }
