@@ -37,7 +37,8 @@ public sealed class NeighbourRestrictionTests(NeighbourFixture xen)
         int vif = await AttachAsync($"ip={address}");
         try
         {
-            await g4.Daemon.WaitForAsync(g1.Domid, "running", pinging: address);
+            _ = await g4.RunAsync($"ping -q -c 20 -i 0.1 -W 1 {address}");
+            await xen.EventuallyAsync(g4, "a channel to the new vif", peers => peers.Any(p => p.Key == new PeerKey(0, g1.Domid, vif) && p.State == "running"));
             (await g1.RunAsync($"ping -q -c 5 -i 0.1 -W 5 {g4.Guest.Ipv4}")).Check();
             string answers = (await g1.RunAsync($"""
                 name=$(basename $(dirname $(grep -l '^{Mac}$' /sys/class/net/*/address)))
