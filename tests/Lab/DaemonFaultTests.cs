@@ -180,7 +180,7 @@ public class DaemonFaultTests(ITestOutputHelper output)
             await lab.UntilAsync("Dom0's daemon is back", () => DaemonLab.Status(lab.Dom0) is not null);
             await lab.UntilAsync("replies by the bridge", () => ping.Replies > replies + 3);
             Assert.Equal(default, lab.Host.Broker.Count(b.Domid));
-            await lab.UntilAsync("a has let go, too", () => lab.Host.Broker.Count(a.Domid) == default);
+            await lab.UntilAsync("a has let go, too", () => HoldsPagesAtMost(lab.Host.Broker.Count(a.Domid)));
 
             holder.Signal(LibC.SIGKILL);
             await lab.UntilAsync("the channel is back", () => lab.IsUp(a, b));
@@ -325,4 +325,7 @@ public class DaemonFaultTests(ITestOutputHelper output)
         output.WriteLine($"{who}, {requests.Length} requests:");
         output.WriteLine(string.Join('\n', requests.Select((r, i) => string.Create(CultureInfo.InvariantCulture, $"{i + 1,4} {r}"))));
     }
+
+    /// <summary>A peer that lost many channels without a word keeps its one set of pages.</summary>
+    private static bool HoldsPagesAtMost(BrokerUsage usage) => usage.PagesGranted <= 513 && (usage with { PagesGranted = 0 }) == default;
 }
