@@ -18,9 +18,9 @@ internal sealed class HostSnapshot(RigImage image, string key)
     // How guests are configured, and so on.
     private static readonly Guid _rig = typeof(HostSnapshot).Module.ModuleVersionId;
 
-    private readonly string _path = Path.Combine(
-        image.Snapshots, Convert.ToHexStringLower(SHA256.HashData(Encoding.UTF8.GetBytes($"{image.Identity}\n{_rig}\n{key}")))[..16]);
+    private readonly string _path = Path.Combine(image.Snapshots, Hash($"{image.Identity}\n{_rig}"), Hash(key));
 
+    /// <summary>True when there is one to go on from.</summary>
     public bool Exists => File.Exists(_path);
 
     /// <summary>QEMU's arguments for going on from it.</summary>
@@ -33,7 +33,14 @@ internal sealed class HostSnapshot(RigImage image, string key)
         using CancellationTokenSource limit = new(_limit);
         using NetworkStream stream = new(monitor, ownsSocket: false);
         using StreamReader answers = new(stream);
-        Directory.CreateDirectory(image.Snapshots);
+        string folder = Path.GetDirectoryName(_path)!;
+        Directory.CreateDirectory(folder);
+        // Nobody goes on from those of an image or a rig before.
+        foreach (string stale in Directory.GetDirectories(image.Snapshots).Where(other => other != folder))
+        {
+            Directory.Delete(stale, recursive: true);
+        }
+
         // Hosts that boot at the same time each save the same.
         string unfinished = $"{_path}.{Environment.ProcessId}.{Guid.NewGuid():N}";
         _ = await answers.ReadLineAsync(limit.Token); // the greeting
@@ -78,4 +85,6 @@ internal sealed class HostSnapshot(RigImage image, string key)
             }
         }
     }
+
+    private static string Hash(string text) => Convert.ToHexStringLower(SHA256.HashData(Encoding.UTF8.GetBytes(text)))[..16];
 }
