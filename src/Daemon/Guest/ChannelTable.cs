@@ -148,22 +148,18 @@ internal sealed class ChannelTable(ChannelContext context)
 
         _turn.Clear();
         _turn.AddRange(_channels.Values);
-        int ending = 0;
+        bool stopped = false;
         foreach (Channel channel in _turn)
         {
-            ending += channel.IsRunning && !isWanted(channel) ? 1 : 0;
+            if (channel.IsRunning && !isWanted(channel))
+            {
+                channel.BeginToStop();
+                stopped = true;
+            }
         }
 
-        if (ending > 1)
+        if (stopped)
         {
-            foreach (Channel channel in _turn)
-            {
-                if (channel.IsRunning && !isWanted(channel))
-                {
-                    channel.BeginToStop();
-                }
-            }
-
             VifDivert.WaitForPackets();
         }
 

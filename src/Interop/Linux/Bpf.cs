@@ -140,15 +140,8 @@ internal static unsafe partial class Bpf
     public static uint[] ListTcxPrograms(int interfaceIndex, BpfAttachType type)
     {
         uint* ids = stackalloc uint[MostPrograms];
-        prog_query_attr attribute = new()
-        {
-            target_ifindex = (uint)interfaceIndex,
-            attach_type = (uint)type,
-            prog_ids = (ulong)ids,
-            prog_cnt = MostPrograms,
-        };
-        return Call(BPF_PROG_QUERY, &attribute, sizeof(prog_query_attr)) >= 0
-            ? new ReadOnlySpan<uint>(ids, (int)attribute.prog_cnt).ToArray()
+        return QueryTcx(interfaceIndex, type, ids) is >= 0 and int count
+            ? new ReadOnlySpan<uint>(ids, count).ToArray()
             : throw new NativeException($"bpf(BPF_PROG_QUERY {type})", $"interface {interfaceIndex}", LibC.errno);
     }
 
@@ -156,6 +149,15 @@ internal static unsafe partial class Bpf
     public static bool IsLastTcxProgram(int interfaceIndex, BpfAttachType type, uint programId)
     {
         uint* ids = stackalloc uint[MostPrograms];
+        return QueryTcx(interfaceIndex, type, ids) is > 0 and int count && ids[count - 1] == programId;
+    }
+
+    /// <param name="interfaceIndex">Of the interface.</param>
+    /// <param name="type">Which hook.</param>
+    /// <param name="ids">Room for <see cref="MostPrograms"/>.</param>
+    /// <returns>How many there are; below zero for an error, which is in errno.</returns>
+    private static int QueryTcx(int interfaceIndex, BpfAttachType type, uint* ids)
+    {
         prog_query_attr attribute = new()
         {
             target_ifindex = (uint)interfaceIndex,
@@ -163,7 +165,7 @@ internal static unsafe partial class Bpf
             prog_ids = (ulong)ids,
             prog_cnt = MostPrograms,
         };
-        return Call(BPF_PROG_QUERY, &attribute, sizeof(prog_query_attr)) >= 0 && attribute.prog_cnt > 0 && ids[attribute.prog_cnt - 1] == programId;
+        return Call(BPF_PROG_QUERY, &attribute, sizeof(prog_query_attr)) >= 0 ? (int)attribute.prog_cnt : -1;
     }
 
     /// <summary>The program's number, by which the kernel lists it.</summary>
