@@ -47,18 +47,38 @@ public sealed class XenLoopDaemon
     public static async Task<XenLoopDaemon> InstallPackageAsync(XenGuest guest)
     {
         // The first is what guests need.
-        string package = (await RigImage.RunScriptAsync(Path.Combine("packaging", "deb", "build"))).Split('\n')[0];
-        await guest.PushAsync(Path.Combine(RigImage.RepositoryRoot, package), "/tmp/xenloop.deb");
+        await InstallPackagesAsync(guest, (await PackagesAsync())[0]);
+        return OfPackage(guest);
+    }
+
+    /// <summary>The daemon in a guest that has the package, or will have it.</summary>
+    public static XenLoopDaemon OfPackage(XenGuest guest) => new(guest.RunAsync);
+
+    /// <summary>Builds the Debian packages of these sources: the guest's first, then Dom0's.</summary>
+    /// <param name="version">As which version; their own if null. Another takes minutes to compile.</param>
+    /// <returns>The files.</returns>
+    public static async Task<string[]> PackagesAsync(string? version = null) =>
+    [
+        .. (version is null
+            ? await RigImage.RunScriptAsync(Path.Combine("packaging", "deb", "build"))
+            : await RigImage.RunScriptAsync(Path.Combine("tests", "other-version"), version))
+            .Split('\n').Take(2).Select(package => Path.Combine(RigImage.RepositoryRoot, package)),
+    ];
+
+    /// <summary>Installs packages in one step, over what is there, be it older or newer; returns when the service runs.</summary>
+    public static async Task InstallPackagesAsync(XenGuest guest, params string[] packages)
+    {
+        (await guest.RunAsync("rm -rf /tmp/packages; mkdir /tmp/packages")).Check();
+        await Task.WhenAll(packages.Select(package => guest.PushAsync(package, $"/tmp/packages/{Path.GetFileName(package)}")));
         // The libraries that it depends on are there, without their packages.
         (await guest.RunAsync("""
             until systemctl --quiet is-active multi-user.target; do sleep 0.2; done
             mkdir -p /var/lib/dpkg/info /var/lib/dpkg/updates
-            dpkg --force-depends --install /tmp/xenloop.deb 2>&1 && systemctl is-active xenloopd && exit 0
+            dpkg --force-depends --force-downgrade --install /tmp/packages/*.deb 2>&1 && systemctl is-active xenloopd && exit 0
             systemctl status xenloopd
             dmesg | tail -n 30
             exit 1
             """)).Check();
-        return new XenLoopDaemon(guest.RunAsync);
     }
 
     /// <summary>Starts the daemon; returns when it answers. Its messages go to <see cref="LogAsync"/>.</summary>

@@ -10,7 +10,8 @@ internal static class DryRun
     /// <param name="status">The daemon's.</param>
     /// <param name="configuration">That which a reload would put in force.</param>
     public static IEnumerable<string> Changes(JsonElement status, Configuration configuration) =>
-        status.Text("role") == "guest" ? OfGuest(status, configuration.Guest) : OfDom0(status, configuration.Policy);
+        status.Text("role") == "guest" ? OfGuest(status, configuration.Guest)
+            : [.. OfPairs(status, configuration.Policy), .. OfRestrictions(status, configuration.Policy)];
 
     private static IEnumerable<string> OfGuest(JsonElement status, GuestSettings settings)
     {
@@ -33,7 +34,7 @@ internal static class DryRun
         string Number(string name) => now.ValueKind == JsonValueKind.Object && now.Has(name) ? $"{now.Whole(name)}" : "default";
     }
 
-    private static IEnumerable<string> OfDom0(JsonElement status, Policy policy)
+    private static IEnumerable<string> OfPairs(JsonElement status, Policy policy)
     {
         JsonElement[] guests = [.. status.Items("guests")];
         for (int i = 0; i < guests.Length; i++)
@@ -50,6 +51,26 @@ internal static class DryRun
                     yield return after is null ? $"{one.Text("name")} and {other.Text("name")} may meet (before: {before})"
                         : before is null ? $"{one.Text("name")} and {other.Text("name")} may not meet any more: {after}"
                         : $"{one.Text("name")} and {other.Text("name")} may not meet, by another rule: {after} (before: {before})";
+                }
+            }
+        }
+    }
+
+    private static IEnumerable<string> OfRestrictions(JsonElement status, Policy policy)
+    {
+        foreach (JsonElement guest in status.Items("guests"))
+        {
+            foreach (JsonElement vif in guest.Items("vifs"))
+            {
+                // Where nothing restricts a vif, or what the policy cannot ignore, there is no such member.
+                if (vif.Has("restriction_ignored") && vif.Text("segment") is { } segment)
+                {
+                    bool before = vif.Flag("restriction_ignored"), after = policy.IgnoresRestrictions(Identity(guest), vif.Text("interface") ?? "", segment);
+                    if (before != after)
+                    {
+                        yield return $"{guest.Text("name")} vif {vif.Whole("vif")} is restricted ({vif.Text("restricted")}): "
+                            + (after ? "it may meet others in spite of that" : "that is not ignored any more, it goes back to netfront");
+                    }
                 }
             }
         }

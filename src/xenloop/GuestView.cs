@@ -26,7 +26,7 @@ internal static class GuestView
 
         foreach (JsonElement vif in status.Items("vifs"))
         {
-            text.Append($"\nvif {vif.Whole("vif")} is {Table.Plain(vif.Text("interface") ?? "")}, {vif.Text("mac")}, divert by {vif.Text("divert")}\n");
+            text.Append($"\nvif {vif.Whole("vif")} is {Table.Plain(vif.Text("interface") ?? "")}, {vif.Text("mac")}, divert by {vif.Text("divert")}{(vif.Flag("filtered") ? $", behind filters at the egress of {Table.Plain(vif.Text("interface") ?? "")}" : "")}\n");
             if (vif.Text("obstacle") is { } obstacle)
             {
                 text.Append(Table.Paint($"  netfront only: {Table.Plain(obstacle)}", Tone.Bad, coloured)).Append('\n');
@@ -60,18 +60,24 @@ internal static class GuestView
     /// <summary>Why packets to a peer go the way they do.</summary>
     public static string Why(JsonElement status, JsonElement vif, JsonElement peer)
     {
+        const string Kept = "no packet to it has come past the filters at the vif's egress yet";
+        bool isKept = vif.Flag("filtered") && peer.Number("packets_seen") <= 0;
         string error = peer.Text("last_error") is { } last ? $": {last}" : "";
         return peer.Text("state") switch
         {
             _ when peer.Flag("disabled") => $"switched off here; \"xenloop enable {peer.Whole("domid")}\" ends that",
             _ when vif.Text("obstacle") is not null => "see the vif",
+            Running when isKept => $"both sides are up, but {Kept}",
             Running => "both sides are up",
             "stalled" => "the peer does not take what is in its ring",
             "idle" when status.Text("standing") is "quiescing" or "quiesced" => "this guest is about to be suspended",
+            "idle" when isKept => Kept,
             "idle" when peer.Number("packets_seen") <= 0 => "no packets yet",
             "idle" when status.Number("channels") >= Limit(status) => "as many channels as max-channels allows",
             "idle" when status.Number("ring_memory_bytes") >= status.Number("ring_memory_limit_bytes") => "as much memory as max-memory-mib allows",
             "idle" => "no packets lately, or too few a second",
+            // A guest tells no other what is on its interface.
+            "waiting" when error.EndsWith(": the peer declines: obstructed", StringComparison.Ordinal) => "the peer declines: something is in the way at its interface; \"xenloop status\" there says what",
             "waiting" => $"{(error.Length > 0 ? $"it failed{error}" : "between two attempts")}{(peer.Has("retry_seconds") ? $"; next attempt in {Quantity.Time(peer.Number("retry_seconds"))}" : "")}",
             "calling" or "listening" or "connected" => $"a channel is being built{error}",
             "draining" or "closing" => $"the channel is being closed{error}",

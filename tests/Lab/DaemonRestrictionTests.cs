@@ -74,9 +74,20 @@ public class DaemonRestrictionTests
         lab.XenStore.Write($"{b.Backend}/rate", "125000,50000");
         await lab.UntilAsync("both are on netfront", () => lab.IsStranger(a[0], b[0]) && DaemonLab.State(a, b) == "none", Soon);
         Assert.Contains("rate", Restriction(lab, b), StringComparison.Ordinal);
-        await lab.ReloadAsync(lab.Dom0, "[policy]\nignore-restrictions = [\"free\"]\n[policy.groups]\nfree = [\"b\"]\n");
+        const string Ignoring = "[policy]\nignore-restrictions = [\"free\"]\n[policy.groups]\nfree = [\"b\"]\n";
+        Assert.Matches(@"(?m)^  b vif 0 is restricted \(.*rate.*\): it may meet others in spite of that$", await DryRunAsync(Ignoring));
+        await lab.ReloadAsync(lab.Dom0, Ignoring);
         await lab.IntroducedAsync((a[0], b[0]));
         await lab.MustDivertAsync(a[0], b[0]);
+        Assert.Matches(@"(?m)^  b vif 0 is restricted .*: that is not ignored any more, it goes back to netfront$", await DryRunAsync(""));
+        string vifs = $"[policy]\nignore-restrictions-on = [\"{b[0].BackendInterface}\"]\n";
+        Assert.Contains("nothing would change", await DryRunAsync(vifs), StringComparison.Ordinal);
+
+        async Task<string> DryRunAsync(string configuration)
+        {
+            File.WriteAllText(VifLab.ConfigurationFile(lab.Dom0), configuration);
+            return (await lab.Dom0.RunAsync($"{DaemonLab.Command} reload --dry-run {DaemonLab.Socket}")).Output;
+        }
     }
 
     /// <summary>The holder of an address goes, or does not hear that it has lost it.</summary>

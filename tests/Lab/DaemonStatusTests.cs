@@ -71,6 +71,82 @@ public class DaemonStatusTests(ITestOutputHelper output)
         }
     }
 
+    /// <summary>One guest that is denied, one without a daemon, one that is switched off, one whose eth0 has a filter that nothing can be behind,
+    /// and one that runs: who looks, in Dom0 or in a neighbour, is told of each.</summary>
+    [Fact]
+    public async Task Denied_bare_off_filtered_and_running_are_told_apart_in_words_and_in_JSON()
+    {
+        await using DaemonLab lab = await DaemonLab.StartAsync(introducer: false);
+        lab.StartWith(lab.Dom0, "[policy]\ndeny = [[\"denied\", \"*\"]]\n[policy.groups]\ndenied = [\"denied\"]\n");
+        LabGuest here = await lab.AddGuestAsync("here"), denied = await lab.AddGuestAsync("denied"), bare = await lab.Host.AddGuestAsync("bare");
+        LabGuest off = await lab.Host.AddGuestAsync("off"), filtered = await lab.AddGuestAsync("filtered"), running = await lab.AddGuestAsync("running");
+        lab.StartWith(off, "[guest]\nenabled = false\n");
+        await lab.ChannelUpAsync(here, running);
+        await MustAsync(filtered, "tc qdisc add dev eth0 clsact; tc filter add dev eth0 egress protocol ip prio 65535 u32 match ip dport 7 0xffff flowid 1:1");
+        await lab.UntilAsync("the filter is seen", () => Obstacle(filtered) is not null);
+        await here.RunAsync($"ping -q -c 3 -i 0.2 {filtered.IPv4}");
+        await lab.UntilAsync("the filtered guest has declined", () => DaemonLab.Channel(here, filtered) is { } peer && peer.TryGetProperty("last_error", out _));
+
+        // In Dom0.
+        string table = await LookAsync(lab.Dom0);
+        JsonElement dom0 = DaemonLab.Status(lab.Dom0)!.Value;
+        Assert.Matches(@"(?m)^here +\d+ +0 .* willing +filtered, running$", table);
+        Assert.Matches(@"(?m)^here +denied +the policy: deny \[""denied"", ""\*""\]$", table);
+        Assert.Matches(@"(?m)^bare .* none +no daemon runs in it$", table);
+        Assert.Matches(@"(?m)^off .* off +switched off in its configuration$", table);
+        Assert.Equal([denied.Domid], OfDom0(here).GetProperty("denied").GetProperty("deny [\"denied\", \"*\"]").EnumerateArray().Select(d => d.GetInt32()));
+        Assert.Equal(("none", "no daemon runs in it"), (OfDom0(bare).GetProperty("daemon").GetString(), OfDom0(bare).GetProperty("apart").GetString()));
+        Assert.Equal(("off", "switched off in its configuration"), (OfDom0(off).GetProperty("daemon").GetString(), OfDom0(off).GetProperty("apart").GetString()));
+        foreach (LabGuest guest in new[] { denied, filtered, running })
+        {
+            Assert.Equal(("willing", null), (OfDom0(guest).GetProperty("daemon").GetString(), OfDom0(guest).GetProperty("apart").GetString()));
+            Assert.Equal(JsonValueKind.Null, OfDom0(guest).GetProperty("vifs")[0].GetProperty("restricted").ValueKind);
+        }
+
+        // In a neighbour.
+        table = await LookAsync(here);
+        Assert.Matches($@"(?m)^ +{running.Domid} .* shared memory .*both sides are up$", table);
+        Assert.Matches($@"(?m)^ +{filtered.Domid} .* netfront .*the peer declines: something is in the way at its interface; ""xenloop status"" there says what$", table);
+        Assert.Equal("running", DaemonLab.State(here, running));
+        Assert.Equal("the peer declines: obstructed", DaemonLab.Channel(here, filtered)!.Value.GetProperty("last_error").GetString());
+
+        // And in each itself.
+        Assert.Matches(@"(?m)^  netfront only: the u32 filter of priority 65535 at its egress would not meet what is diverted$", await LookAsync(filtered));
+        Assert.Contains("u32 filter of priority 65535", Obstacle(filtered)!, StringComparison.Ordinal);
+        Assert.Contains("Switched off: \"enabled = false\"", await LookAsync(off), StringComparison.Ordinal);
+        Assert.Equal(("apart", false), (DaemonLab.Status(off)!.Value.GetProperty("standing").GetString(), DaemonLab.Status(off)!.Value.GetProperty("enabled").GetBoolean()));
+        Assert.Contains("Dom0 has introduced this guest to nobody", await LookAsync(denied), StringComparison.Ordinal);
+
+        // A filter that the divert can be behind keeps nobody from a channel, but perhaps all packets.
+        await MustAsync(filtered, $"tc filter del dev eth0 egress; tc filter add dev eth0 egress protocol ip prio 1 u32 match ip dst {here.IPv4}/32 flowid 1:1");
+        await lab.UntilAsync("there is no obstacle", () => Obstacle(filtered) is null);
+        await MustAsync(filtered, $"ping -q -c 3 -i 0.2 {here.IPv4}");
+        table = await LookAsync(filtered);
+        Assert.Contains(", behind filters at the egress of eth0\n", table, StringComparison.Ordinal);
+        Assert.Matches($@"(?m)^ +{here.Domid} .*no packet to it has come past the filters at the vif's egress yet$", table);
+        Assert.True(DaemonLab.Status(filtered)!.Value.GetProperty("vifs")[0].GetProperty("filtered").GetBoolean());
+        Assert.False(DaemonLab.Status(here)!.Value.GetProperty("vifs")[0].GetProperty("filtered").GetBoolean());
+
+        await MustAsync(here, $"{DaemonLab.Command} disable {running.Domid} {DaemonLab.Socket}");
+        Assert.Matches($@"(?m)^ +{running.Domid} .* netfront .*switched off here; ""xenloop enable {running.Domid}"" ends that$", await LookAsync(here));
+
+        JsonElement OfDom0(LabGuest guest) => dom0.GetProperty("guests").EnumerateArray().Single(g => g.GetProperty("domid").GetInt32() == guest.Domid);
+
+        async Task<string> LookAsync(LabDomain domain)
+        {
+            (int code, string text) = await domain.RunAsync($"{DaemonLab.Command} status {DaemonLab.Socket}");
+            output.WriteLine($"{domain.Name}# xenloop status\n{text}");
+            Assert.Equal(0, code);
+            return text;
+        }
+
+        static async Task MustAsync(LabDomain domain, string script)
+        {
+            (int code, string text) = await domain.RunAsync($"set -e; {script}");
+            Assert.True(code == 0, text);
+        }
+    }
+
     [Fact]
     public async Task A_peer_is_switched_off_and_on_again_at_run_time()
     {

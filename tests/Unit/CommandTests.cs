@@ -87,6 +87,10 @@ public sealed class CommandTests
         Assert.DoesNotContain('\e', text);
         string obstructed = GuestView.Draw(Parse(GuestStatus.Replace("\"obstacle\": null", "\"obstacle\": \"a filter\"", StringComparison.Ordinal)), null, 0, _book, coloured: false);
         Assert.Contains("  netfront only: a filter\n", obstructed, StringComparison.Ordinal);
+        string filtered = GuestView.Draw(Parse(GuestStatus.Replace("\"obstacle\": null", "\"filtered\": true, \"obstacle\": null", StringComparison.Ordinal)), null, 0, _book, coloured: false);
+        Assert.Contains("divert by tcx, behind filters at the egress of eth0\n", filtered, StringComparison.Ordinal);
+        Assert.Matches(@"(?m)^ +2 .*both sides are up$|db\.example .*both sides are up$", filtered);
+        Assert.Matches(@"(?m)^ +4 .*netfront .*no packet to it has come past the filters at the vif's egress yet$", filtered);
         string off = GuestView.Draw(Parse("""{"role": "guest", "domid": 1, "enabled": false, "standing": "apart", "told_vifs": [], "vifs": []}"""), null, 0, _book, coloured: false);
         Assert.Contains("Switched off", off, StringComparison.Ordinal);
         string untold = GuestView.Draw(Parse("""{"role": "guest", "domid": 1, "enabled": true, "standing": "offering", "told_vifs": [], "vifs": []}"""), null, 0, _book, coloured: false);
@@ -144,6 +148,28 @@ public sealed class CommandTests
         string[] changes = [.. DryRun.Changes(Parse(Dom0Status), new Configuration { Policy = policy })];
         Assert.Equal(["web and db may meet (before: deny [\"web\", \"db\"])", "web and app may not meet any more: deny [\"app\", \"*\"]"], changes[..2]);
         Assert.DoesNotContain(changes, c => c.Contains("bare", StringComparison.Ordinal));
+    }
+
+    [Fact]
+    public void A_dry_run_names_the_vifs_whose_restrictions_are_ignored_and_those_where_they_are_not_any_more()
+    {
+        JsonElement status = Parse("""
+            {"role": "dom0", "guests": [
+              {"domid": 1, "name": "slow", "uuid": "u1", "vifs": [
+                {"vif": 0, "interface": "vif1.0", "segment": "0/xenbr0", "restricted": "a rate limit", "restriction_ignored": false},
+                {"vif": 1, "interface": "vif1.1", "segment": "0/xenbr1", "restricted": "a rate limit", "restriction_ignored": true},
+                {"vif": 2, "interface": "vif1.2", "segment": "0/xenbr2", "restricted": null}]},
+              {"domid": 2, "name": "twin", "uuid": "u2", "vifs": [
+                {"vif": 0, "interface": "vif2.0", "segment": "0/xenbr0", "restricted": "another vif on its segment has the same MAC address"}]}]}
+            """);
+        Assert.Equal(["slow vif 1 is restricted (a rate limit): that is not ignored any more, it goes back to netfront"], DryRun.Changes(status, new Configuration()));
+        string[] changes = ["slow vif 0 is restricted (a rate limit): it may meet others in spite of that"];
+        foreach (string place in new[] { "vif?.?", "xenbr*", "0/xenbr?" })
+        {
+            Assert.Equal(changes, DryRun.Changes(status, new Configuration { Policy = new Policy { UnrestrictedPlaces = [new Glob(place)] } }));
+        }
+
+        Assert.Equal(changes, DryRun.Changes(status, new Configuration { Policy = new Policy { UnrestrictedGroups = ["*"] } }));
     }
 
     /// <summary>Whoever adds a command has three shells and a man page to tell.</summary>

@@ -47,9 +47,11 @@ public sealed class EgressHookTests : IDisposable
         using VifDivert divert = Attach(null);
         AssertDiverted();
 
+        Assert.False(divert.HasOthers);
         using (Tcx(Drop))
         {
             Assert.Null(Secure(divert));
+            Assert.True(divert.HasOthers);
             AssertDropped();
             Assert.Equal(DivertRung.Tcx, divert.Rung);
         }

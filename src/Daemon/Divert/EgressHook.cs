@@ -48,6 +48,10 @@ internal sealed class EgressHook : IDisposable
     /// <summary>How the program is attached, or would be.</summary>
     public DivertRung Rung { get; private set; }
 
+    /// <summary>Whether others have programs or filters there, which see each packet before and may keep it from the program: as of the last
+    /// <see cref="Secure"/>.</summary>
+    public bool HasOthers { get; private set; }
+
     /// <summary>Whether what rtnetlink does not tell of is as it was: nothing has come behind the program's TCX link, and it is attached.
     /// Allocates nothing.</summary>
     public bool IsUnchanged =>
@@ -115,8 +119,9 @@ internal sealed class EgressHook : IDisposable
     {
         if (_link is not null)
         {
-            if (Bpf.ListTcxPrograms(_interfaceIndex, BpfAttachType.BPF_TCX_EGRESS) is [.., uint last] && last == _programId)
+            if (Bpf.ListTcxPrograms(_interfaceIndex, BpfAttachType.BPF_TCX_EGRESS) is [.. uint[] before, uint last] && last == _programId)
             {
+                HasOthers = before.Length > 0;
                 return null;
             }
 
@@ -127,7 +132,9 @@ internal sealed class EgressHook : IDisposable
 
         _link = Bpf.CreateTcxLink(_program, _interfaceIndex, BpfAttachType.BPF_TCX_EGRESS);
         ReleaseClsact();
-        return Bpf.ListTcxPrograms(_interfaceIndex, BpfAttachType.BPF_TCX_EGRESS) is [.., uint behind] && behind != _programId
+        uint[] programs = Bpf.ListTcxPrograms(_interfaceIndex, BpfAttachType.BPF_TCX_EGRESS);
+        HasOthers = programs.Length > 1;
+        return programs is [.., uint behind] && behind != _programId
             ? $"the TCX program {behind} ({Bpf.NameOf(behind)})"
             : null;
     }
@@ -135,6 +142,7 @@ internal sealed class EgressHook : IDisposable
     private string? SecureFilter()
     {
         List<TcFilter> filters = List();
+        HasOthers = filters.Exists(f => !IsOurs(f));
         if (!filters.Exists(IsOurs))
         {
             // A filter of this priority takes no other kind, or is put behind ours.

@@ -61,6 +61,9 @@ internal sealed unsafe class VifDivert : IDisposable
     /// <summary>How the programs are attached.</summary>
     public DivertRung Rung => _egress.Rung;
 
+    /// <summary>See <see cref="EgressHook.HasOthers"/>.</summary>
+    public bool HasOthers => _egress.HasOthers;
+
     /// <summary>Index of the interface in this network namespace.</summary>
     public int InterfaceIndex => _interfaceIndex;
 

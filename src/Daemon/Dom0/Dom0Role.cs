@@ -123,6 +123,7 @@ internal sealed class Dom0Role : IRole
                 json.WriteStartObject();
                 json.WriteNumber("vif", vif.Vif);
                 json.WriteString("mac", vif.Mac.ToString());
+                json.WriteString("interface", vif.Interface);
                 json.WriteString("segment", guest.Standings[i].Segment);
                 WriteRestriction(json, guest, i);
                 json.WriteStartArray("introduced");

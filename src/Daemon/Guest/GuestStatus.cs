@@ -69,6 +69,7 @@ internal sealed class GuestStatus(Introductions introductions, Vifs vifs, Channe
         json.WriteString("interface", port.InterfaceName);
         json.WriteString("mac", port.Mac.ToString());
         json.WriteString("divert", port.Divert.Rung.ToString().ToLowerInvariant());
+        json.WriteBoolean("filtered", port.Divert.HasOthers);
         json.WriteString("obstacle", port.Obstacle);
         json.WriteStartArray("peers");
         foreach ((ChannelKey key, Introduction peer) in introductions.Peers.Where(p => p.Key.Vif == port.Vif).OrderBy(p => p.Key.Peer).ThenBy(p => p.Key.PeerVif))
