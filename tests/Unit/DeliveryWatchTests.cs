@@ -12,8 +12,19 @@ public sealed class DeliveryWatchTests
         Assert.True(watch.IsEven(110, 50));
         Assert.False(watch.HasLost(113, 50, 1000));
         Assert.True(watch.IsMissing);
+        Assert.False(watch.HasLost(120, 57, 1050));
         Assert.False(watch.HasLost(120, 57, 1100));
         Assert.True(watch.HasLost(120, 57, 1101));
+    }
+
+    [Fact]
+    public void Nothing_gets_lost_while_the_whole_guest_stands_still()
+    {
+        DeliveryWatch watch = new(0, 0);
+        Assert.False(watch.HasLost(5, 0, 1000));
+        Assert.False(watch.HasLost(5, 0, 61_000));
+        Assert.False(watch.HasLost(5, 5, 61_010));
+        Assert.False(watch.IsMissing);
     }
 
     [Fact]
@@ -21,7 +32,11 @@ public sealed class DeliveryWatchTests
     {
         DeliveryWatch watch = new(0, 0);
         Assert.False(watch.HasLost(1, 0, 1000));
-        Assert.False(watch.HasLost(2, 1, 1999));
+        for (long now = 1000; now <= 2000; now += 50)
+        {
+            Assert.False(watch.HasLost(2, 1, now));
+        }
+
         Assert.True(watch.HasLost(2, 1, 2001));
     }
 
@@ -56,7 +71,8 @@ public sealed class DeliveryWatchTests
         Assert.False(watch.HasLost(10, 440, 1000));
         Assert.False(watch.HasLost(20, 450, 1001));
         Assert.False(watch.HasLost(23, 450, 1002));
-        Assert.True(watch.HasLost(23, 450, 1200));
+        Assert.False(watch.HasLost(23, 450, 1052));
+        Assert.True(watch.HasLost(23, 450, 1103));
     }
 
     [Fact]

@@ -1,3 +1,4 @@
+using System.Runtime.ExceptionServices;
 using Tmds.Linux;
 using XenLoop.Interop;
 using XenLoop.Interop.Linux;
@@ -12,7 +13,7 @@ namespace XenLoop.DataPath;
 /// </summary>
 internal sealed unsafe class DataLoop : IDisposable
 {
-    // A sleep while a peer has not yet taken everything, or a TAP not let everything through: see ChannelPath.AwaitsPeer, AwaitsDelivery.
+    // A sleep while a peer has not yet taken everything, or a TAP not let everything through: see ChannelPath.AwaitsAnything.
     private const int AwaitPeerMilliseconds = 50;
 
     // Between two looks at the peers' progress without a sleep.
@@ -64,7 +65,7 @@ internal sealed unsafe class DataLoop : IDisposable
         if (_commandError is { } error)
         {
             _commandError = null;
-            throw new InvalidOperationException("the data loop refused a command", error);
+            ExceptionDispatchInfo.Throw(error);
         }
     }
 
@@ -76,10 +77,19 @@ internal sealed unsafe class DataLoop : IDisposable
             throw new InvalidOperationException($"no more than {_byId.Length} channels");
         }
 
-        _byId[id] = path;
         // The TAP edge-triggered: it is read until empty or until the ring is full, and a full ring must not spin us.
         _epoll.Add(path.TapDescriptor, EpollEvents.EPOLLIN | EpollEvents.EPOLLET, (ulong)id << 1);
-        _epoll.Add(path.Events.FileDescriptor, EpollEvents.EPOLLIN, ((ulong)id << 1) | 1);
+        try
+        {
+            _epoll.Add(path.EventDescriptor, EpollEvents.EPOLLIN, ((ulong)id << 1) | 1);
+        }
+        catch (NativeException)
+        {
+            _epoll.Remove(path.TapDescriptor);
+            throw;
+        }
+
+        _byId[id] = path;
         _paths = [.. _paths, path];
     });
 
@@ -197,12 +207,6 @@ internal sealed unsafe class DataLoop : IDisposable
             if (_idle.Spin())
             {
                 _ = LookAtPeers();
-                foreach (ChannelPath path in _paths)
-                {
-                    _current = path;
-                    path.Glance();
-                }
-
                 if (++turns % TurnsPerGlance == 0)
                 {
                     Wait(events, 0);
@@ -260,7 +264,7 @@ internal sealed unsafe class DataLoop : IDisposable
         foreach (ChannelPath path in _paths)
         {
             _current = path;
-            bounded |= path.AwaitsPeer() | path.AwaitsDelivery();
+            bounded |= path.AwaitsAnything();
         }
 
         return bounded;
@@ -309,7 +313,7 @@ internal sealed unsafe class DataLoop : IDisposable
 
         _byId[id] = null;
         _epoll.Remove(path.TapDescriptor);
-        _epoll.Remove(path.Events.FileDescriptor);
+        _epoll.Remove(path.EventDescriptor);
         _paths = [.. _paths.Where(p => p != path)];
     }
 

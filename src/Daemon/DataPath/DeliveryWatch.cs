@@ -14,11 +14,16 @@ internal struct DeliveryWatch
     private const int PatienceMilliseconds = 100;
     private const int PatienceForOneMilliseconds = 1000;
 
+    // Counts at most between two looks, of which there is one each 50 ms while something is missing: when there is none for longer the whole guest
+    // stood still, and with it what is on its way.
+    private const int BetweenLooksMilliseconds = 60;
+
     // What the difference is when nothing is on its way. It becomes smaller when more comes out than was handed over, as where a
     // super-packet is cut to pieces. Only whole ones can be lost later, so that a loss is never taken for what was cut.
     private long _least;
     private long _missing;
-    private long _since;
+    private long _waited;
+    private long _lookedAt;
 
     /// <param name="given">Handed over so far.</param>
     /// <param name="taken">Come out so far. Nothing is on its way.</param>
@@ -60,13 +65,10 @@ internal struct DeliveryWatch
         }
 
         long missing = (long)(given - taken) - _least;
-        if (_missing == 0 || missing < _missing)
-        {
-            _since = now;
-        }
-
+        _waited = _missing == 0 || missing < _missing ? 0 : _waited + Math.Min(now - _lookedAt, BetweenLooksMilliseconds);
+        _lookedAt = now;
         _missing = missing;
-        return now - _since > (missing >= Several ? PatienceMilliseconds : PatienceForOneMilliseconds);
+        return _waited > (missing >= Several ? PatienceMilliseconds : PatienceForOneMilliseconds);
     }
 }
 

@@ -113,7 +113,15 @@ internal sealed unsafe class VifDivert : IDisposable
     {
         if (Bpf.Lookup(_peers, peer.Bits, out Peer _))
         {
-            Replace(peer, 0, 0);
+            try
+            {
+                Replace(peer, 0, 0);
+            }
+            catch (NativeException)
+            {
+                // The kernel has no memory for the exchange. To remove takes none; and nothing may lead to the TAP any more.
+                Forget(peer);
+            }
         }
     }
 

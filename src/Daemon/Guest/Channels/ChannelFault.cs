@@ -13,7 +13,7 @@ internal enum FaultOf
     /// <summary>The peer's daemon died, which is nobody's fault.</summary>
     DeadPeer,
 
-    /// <summary>This side's: its kernel or its hypervisor refused a call, somebody has changed its TAP, or it is out of slots.</summary>
+    /// <summary>This side's: its kernel or its hypervisor refused a call, or somebody has changed its TAP.</summary>
     Self,
 
     /// <summary>Neither's: the two speak different versions.</summary>
@@ -30,10 +30,7 @@ internal sealed record ChannelFault(FaultOf Of, string Message)
     {
         PeerViolationException => new(FaultOf.Peer, exception.Message),
         PeerGoneException => new(FaultOf.DeadPeer, exception.Message),
-        NativeException or DeliveryException or NoSlotException => new(FaultOf.Self, exception.Message),
+        NativeException or DeliveryException => new(FaultOf.Self, exception.Message),
         _ => null,
     };
 }
-
-/// <summary>This side has no slot of the divert for one more channel.</summary>
-internal sealed class NoSlotException() : Exception("every slot of the divert is in use; the channel waits for another to close");

@@ -12,7 +12,6 @@ internal sealed class ChannelResources(ChannelContext context, ChannelKey key, V
     private ChannelMemory? _memory;
     private ChannelTap? _tap;
     private ChannelPath? _path;
-    private int _slot = -1;
     private bool _settled;
 
     /// <summary>Bytes of each ring; 0 while there are none.</summary>
@@ -23,6 +22,8 @@ internal sealed class ChannelResources(ChannelContext context, ChannelKey key, V
 
     /// <summary>Index of the TAP; 0 without one.</summary>
     public int TapIndex => _tap?.Device.Index ?? 0;
+
+    private DivertSlot Slot => port.Divert.Slot(_tap!.Slot);
 
     /// <summary>What the data thread has told of the path; null without one.</summary>
     public PathSnapshot? Snapshot => _path?.Snapshot();
@@ -47,27 +48,19 @@ internal sealed class ChannelResources(ChannelContext context, ChannelKey key, V
 
     /// <summary>Receives from here on.</summary>
     /// <param name="peer">Its features: what this TAP hands over goes to the peer's TAP as it is, so only what both can take.</param>
-    /// <exception cref="NoSlotException">Every slot is in use.</exception>
     public unsafe void Open(Offer peer)
     {
-        _slot = port.TakeSlot();
-        if (_slot < 0)
-        {
-            throw new NoSlotException();
-        }
-
-        context.Taps.Wait(key.TapName);
         bool uso = (context.Offer.Features & peer.Features & Features.Uso) != 0;
-        _tap = port.OpenTap(key.TapName, uso, peerMac, _slot);
+        _tap = port.OpenTap(key.TapName, uso, peerMac, context.Taps);
         _path = new ChannelPath(_tap.Device, _memory!.Events, _memory.CreateProducer(), _memory.CreateConsumer(), _memory.PeerAlive,
-            port.Divert.Slot(_slot), port.Mac, peerMac, uso, Sources());
+            Slot, port.Mac, peerMac, uso, Sources());
         context.Loop.Add(_path);
     }
 
     public void StartDiverting()
     {
-        port.Divert.Connect(peerMac, _tap!.Device.Index, _slot);
-        port.Divert.Slot(_slot).Open();
+        port.Divert.Connect(peerMac, _tap!.Device.Index, _tap.Slot);
+        Slot.Open();
         _settled = false;
     }
 
@@ -130,7 +123,7 @@ internal sealed class ChannelResources(ChannelContext context, ChannelKey key, V
             Block();
             context.Loop.Remove(path);
             // The data thread may have found meanwhile that the peer moves again.
-            port.Divert.Slot(_slot).Block();
+            Slot.Block();
             if (path.Fault is null or PeerGoneException)
             {
                 // The thread that pumped has let go of it: what the peer left is taken here, and nothing is lost.
@@ -138,12 +131,6 @@ internal sealed class ChannelResources(ChannelContext context, ChannelKey key, V
             }
 
             _path = null;
-        }
-
-        if (_slot >= 0)
-        {
-            port.ReturnSlot(_slot);
-            _slot = -1;
         }
 
         if (_tap is not null)
@@ -174,7 +161,7 @@ internal sealed class ChannelResources(ChannelContext context, ChannelKey key, V
 
     private void Block()
     {
-        port.Divert.Slot(_slot).Block();
+        Slot.Block();
         port.Divert.Disconnect(peerMac);
     }
 

@@ -13,17 +13,24 @@ internal sealed class ChannelTap : IDisposable
     private readonly bool _uso;
     private LinkSettings _settings;
     private int _filters;
+    private bool _gone;
 
     /// <param name="device">Becomes this one's.</param>
+    /// <param name="slot">Of the divert; it counts this TAP's frames, and is another's when this one is gone.</param>
     /// <param name="uso">As it was opened with.</param>
     /// <param name="settings">Of the vif's interface; they hold already, but for the offloads.</param>
     /// <param name="reinjection">Of what is written to it.</param>
-    public ChannelTap(TapDevice device, bool uso, in LinkSettings settings, IDisposable reinjection)
+    public ChannelTap(TapDevice device, int slot, bool uso, in LinkSettings settings, IDisposable reinjection)
     {
-        (Device, _uso, _settings, _reinjection) = (device, uso, settings, reinjection);
+        (Device, Slot, _uso, _settings, _reinjection) = (device, slot, uso, settings, reinjection);
     }
 
     public TapDevice Device { get; }
+
+    public int Slot { get; }
+
+    /// <summary>It has been disposed. For any thread.</summary>
+    public bool IsGone => Volatile.Read(ref _gone);
 
     /// <summary>What somebody else has done to it; null for nothing.</summary>
     public ChannelFault? Fault { get; private set; }
@@ -82,8 +89,15 @@ internal sealed class ChannelTap : IDisposable
 
     public void Dispose()
     {
-        _reinjection.Dispose();
-        Device.Dispose();
+        try
+        {
+            _reinjection.Dispose();
+            Device.Dispose();
+        }
+        finally
+        {
+            Volatile.Write(ref _gone, true);
+        }
     }
 
     private int CountFilters(TrafficControl trafficControl) =>

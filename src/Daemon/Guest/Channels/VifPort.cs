@@ -14,7 +14,8 @@ internal sealed class VifPort : IDisposable
     // libpcap binds a socket with a filter that takes nothing, and gives it its own a moment later, which changes nothing that can be seen.
     private const int LooksAtNewCapture = 5;
 
-    private readonly bool[] _slots = new bool[GuestSettings.MostChannels];
+    // Whose each slot is. As many as there may be channels; those of TAPs that are over are free when these are gone.
+    private readonly ChannelTap?[] _slots = new ChannelTap?[GuestSettings.MostChannels];
     private readonly Links _links;
     private readonly TrafficControl _trafficControl;
     private readonly EgressObstacles _obstacles;
@@ -117,23 +118,15 @@ internal sealed class VifPort : IDisposable
         return faults;
     }
 
-    /// <summary>A free slot, or -1.</summary>
-    public int TakeSlot()
-    {
-        int slot = Array.IndexOf(_slots, false);
-        if (slot >= 0)
-        {
-            _slots[slot] = true;
-        }
-
-        return slot;
-    }
-
-    public void ReturnSlot(int slot) => _slots[slot] = false;
-
     /// <summary>The TAP of one channel: up, silent, with the settings of the vif's interface, its input re-injected at the vif's ingress.</summary>
-    public ChannelTap OpenTap(string name, bool uso, MacAddress peer, int slot)
+    /// <param name="name">No other has it.</param>
+    /// <param name="uso">See <see cref="TapDevice.Open"/>.</param>
+    /// <param name="peer">The peer's MAC address.</param>
+    /// <param name="reaper">Of those that are over.</param>
+    public ChannelTap OpenTap(string name, bool uso, MacAddress peer, TapReaper reaper)
     {
+        reaper.Wait(name);
+        int slot = FindFreeSlot(reaper);
         TapDevice device = TapDevice.Open(name, uso);
         try
         {
@@ -141,10 +134,11 @@ internal sealed class VifPort : IDisposable
             Divert.AttachFilter(device, Mac, peer, slot);
             device.BringUp(_links, _settings.Mtu, DivertSlot.QueueLength);
             LinkSettings made = LinkSettings.Of(_links.FindLink(device.Index)!, _links) with { Off = LinkFeatures.None };
-            ChannelTap tap = new(device, uso, made, Divert.AttachReinjection(device, slot));
+            ChannelTap tap = new(device, slot, uso, made, Divert.AttachReinjection(device, slot));
             _taps.Add(tap);
             tap.Apply(_links, _settings);
             tap.Remember(_trafficControl);
+            _slots[slot] = tap;
             return tap;
         }
         catch
@@ -164,6 +158,18 @@ internal sealed class VifPort : IDisposable
     }
 
     public void Dispose() => Divert.Dispose();
+
+    private int FindFreeSlot(TapReaper reaper)
+    {
+        int slot = Array.FindIndex(_slots, static tap => tap is not { IsGone: false });
+        if (slot < 0)
+        {
+            reaper.Wait(null);
+            slot = Array.FindIndex(_slots, static tap => tap is not { IsGone: false });
+        }
+
+        return slot;
+    }
 
     private string? FindObstacle(LinkInfo link)
     {
