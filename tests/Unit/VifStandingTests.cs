@@ -81,6 +81,8 @@ public sealed class VifStandingTests
     [InlineData("noqueue", false, null)]
     [InlineData("fq_codel", false, null)]
     [InlineData("mq", false, null)]
+    [InlineData("fq_codel", true, "a tc filter")]
+    [InlineData("sfq", false, "the qdisc sfq")]
     [InlineData("clsact", false, null)]
     [InlineData("clsact", true, "a tc filter")]
     [InlineData("ingress", false, "a tc filter")]
@@ -88,7 +90,13 @@ public sealed class VifStandingTests
     [InlineData("htb", false, "the qdisc htb")]
     [InlineData("netem", false, "the qdisc netem")]
     public void Qdiscs(string kind, bool filters, string? found) =>
-        Assert.Equal(found, NetworkFacts.DescribeQdiscs([new Qdisc(7, kind, false), new Qdisc(7, "noqueue", false)], _ => filters).GetValueOrDefault(7));
+        Assert.Equal(found, NetworkFacts.DescribeQdiscs([Qdisc(kind)], _ => filters).GetValueOrDefault(7));
+
+    [Fact]
+    public void A_qdisc_fq_with_a_limit_is_one() =>
+        Assert.Equal("the qdisc fq with maxrate", NetworkFacts.DescribeQdiscs([Qdisc("noqueue"), Qdisc("fq") with { FlowMaxRate = 125_000 }], _ => false)[7]);
+
+    private static TcQdisc Qdisc(string kind) => new(7, kind, 0, kind is "clsact" or "ingress" ? 0xFFFFFFF1 : TcQdisc.Root);
 
     [Theory]
     [InlineData(NfFamily.Bridge, 2u, 0, 1u, "-", "", "")]

@@ -28,25 +28,10 @@ internal sealed class EgressObstacles(TrafficControl trafficControl)
     {
         foreach (TcQdisc qdisc in trafficControl.ListQdiscs(interfaceIndex))
         {
-            if (qdisc.IsClsact)
+            // What hangs on clsact, see EgressHook.
+            if (!qdisc.IsClsact && (qdisc.Limit ?? (trafficControl.HasFilters(qdisc) ? $"a filter of the qdisc {qdisc.Kind}" : null)) is { } obstacle)
             {
-                continue;
-            }
-
-            if (qdisc.Kind is not ("noqueue" or "pfifo_fast" or "pfifo" or "bfifo" or "mq" or "fq_codel" or "fq"))
-            {
-                return $"the qdisc {qdisc.Kind}";
-            }
-
-            if (qdisc.FlowMaxRate != uint.MaxValue)
-            {
-                return "the qdisc fq with maxrate";
-            }
-
-            // Its own handle, or none: then only the root can be named by filters.
-            if ((qdisc.Parent == TcQdisc.Root || qdisc.Handle != 0) && trafficControl.ListFilters(interfaceIndex, qdisc.Handle).Count > 0)
-            {
-                return $"a filter of the qdisc {qdisc.Kind}";
+                return obstacle;
             }
         }
 

@@ -23,20 +23,16 @@ internal sealed class NetworkFacts
     /// <summary>All bridges hand packets to iptables.</summary>
     public bool CallsIpTables { get; init; }
 
-    /// <summary>Qdiscs that neither shape nor drop at random.</summary>
-    private static readonly HashSet<string> _plainQdiscs = ["noqueue", "noop", "pfifo", "bfifo", "pfifo_fast", "fq", "fq_codel", "sfq", "mq"];
-
     /// <summary>What the qdiscs of all interfaces come to.</summary>
     /// <param name="qdiscs">Of all interfaces.</param>
-    /// <param name="hasFilters">Whether an interface with clsact has filters.</param>
-    public static Dictionary<int, string> DescribeQdiscs(List<Qdisc> qdiscs, Func<int, bool> hasFilters)
+    /// <param name="hasFilters">See <see cref="TrafficControl.HasFilters"/>.</param>
+    public static Dictionary<int, string> DescribeQdiscs(List<TcQdisc> qdiscs, Predicate<TcQdisc> hasFilters)
     {
         Dictionary<int, string> found = [];
-        foreach (Qdisc qdisc in qdiscs)
+        foreach (TcQdisc qdisc in qdiscs)
         {
-            string? what = qdisc.Kind is "clsact" or "ingress"
-                ? (qdisc.SharesFilters || qdisc.Kind == "ingress" || hasFilters(qdisc.Interface) ? "a tc filter" : null)
-                : _plainQdiscs.Contains(qdisc.Kind) ? null : $"the qdisc {qdisc.Kind}";
+            // The qdisc ingress has no other use.
+            string? what = qdisc.Limit ?? (qdisc.SharesFilters || qdisc.Kind == "ingress" || hasFilters(qdisc) ? "a tc filter" : null);
             if (what is not null)
             {
                 found[qdisc.Interface] = what;

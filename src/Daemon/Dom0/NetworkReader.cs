@@ -113,8 +113,10 @@ internal sealed class NetworkReader : IDisposable
     private void Read()
     {
         Dictionary<string, SwitchPort> ports = SwitchPorts.List(_routes);
+        HashSet<int> indices = [.. ports.Values.Select(p => p.Index)];
         // Of interfaces that are no ports, nobody asks.
-        Dictionary<int, string> trafficControl = NetworkFacts.DescribeQdiscs(Qdiscs.List(_routes), HasFilters);
+        Dictionary<int, string> trafficControl = NetworkFacts.DescribeQdiscs(
+            _trafficControl.ListQdiscs(TrafficControl.AllInterfaces), q => indices.Contains(q.Interface) && _trafficControl.HasFilters(q));
         bool calls = CallsIpTables("iptables") || CallsIpTables("ip6tables") || CallsIpTables("arptables");
         bool callsAnywhere = calls;
         Dictionary<int, bool> tcx = [];
@@ -171,9 +173,6 @@ internal sealed class NetworkReader : IDisposable
             _packets ??= LegacyTables.FindIp6Tables() is { } ip6table ? $"ip6tables-legacy: {ip6table}" : null;
         }
     }
-
-    private bool HasFilters(int vif) =>
-        _trafficControl.ListFilters(vif, TcHook.Ingress).Count + _trafficControl.ListFilters(vif, TcHook.Egress).Count > 0;
 
     private static bool HasTcx(int port)
     {

@@ -27,17 +27,27 @@ internal enum TcHook : uint
 internal readonly record struct TcFilter(string Kind, ushort Priority, uint Handle, string Name, uint Chain);
 
 /// <summary>A qdisc as the kernel lists it.</summary>
-/// <param name="Kind">As <c>fq_codel</c>.</param>
+/// <param name="Interface">Its index.</param>
+/// <param name="Kind">As <c>fq_codel</c>; <c>clsact</c> and <c>ingress</c> only hold filters.</param>
 /// <param name="Handle">By which filters name it; 0 for one that the kernel made by itself.</param>
 /// <param name="Parent">What it hangs on; <see cref="Root"/> for what packets meet first.</param>
 /// <param name="FlowMaxRate">Of fq: no flow is sent faster, in bytes a second; <see cref="uint.MaxValue"/> for no limit.</param>
-internal readonly record struct TcQdisc(string Kind, uint Handle, uint Parent, uint FlowMaxRate)
+/// <param name="SharesFilters">Its filters are in a block that several have.</param>
+internal readonly record struct TcQdisc(int Interface, string Kind, uint Handle, uint Parent, uint FlowMaxRate = uint.MaxValue, bool SharesFilters = false)
 {
     /// <summary>TC_H_ROOT.</summary>
     public const uint Root = 0xFFFFFFFF;
 
     /// <summary>It holds filters, and no packets: clsact, or ingress in the same place.</summary>
     public bool IsClsact => Parent == TrafficControl.TC_H_CLSACT;
+
+    /// <summary>What it does to packets but to queue what the device has no room for (it shapes, delays, drops, classifies), in words that go on "is
+    /// in the way"; null for nothing. What filters do, see <see cref="TrafficControl.HasFilters"/>.</summary>
+    public string? Limit =>
+        IsClsact ? null
+        : Kind is not ("noqueue" or "noop" or "pfifo_fast" or "pfifo" or "bfifo" or "mq" or "fq_codel" or "fq") ? $"the qdisc {Kind}"
+        : FlowMaxRate != uint.MaxValue ? $"the qdisc {Kind} with maxrate"
+        : null;
 }
 
 /// <summary>
@@ -46,6 +56,9 @@ internal readonly record struct TcQdisc(string Kind, uint Handle, uint Parent, u
 /// </summary>
 internal sealed class TrafficControl : IDisposable
 {
+    /// <summary>For <see cref="ListQdiscs"/>.</summary>
+    public const int AllInterfaces = 0;
+
     private const ushort RTM_NEWQDISC = 36;
     private const ushort RTM_DELQDISC = 37;
     private const ushort RTM_GETQDISC = 38;
@@ -55,6 +68,8 @@ internal sealed class TrafficControl : IDisposable
     private const ushort TCA_KIND = 1;
     private const ushort TCA_OPTIONS = 2;
     private const ushort TCA_CHAIN = 11;
+    private const ushort TCA_INGRESS_BLOCK = 13;
+    private const ushort TCA_EGRESS_BLOCK = 14;
     // What the kernel says instead of the interface of filters in a block that several share.
     private const int TCM_IFINDEX_MAGIC_BLOCK = -1;
     private const ushort TCA_BPF_ACT = 1;
@@ -102,17 +117,24 @@ internal sealed class TrafficControl : IDisposable
 
     public bool HasClsact(int index) => ListQdiscs(index).Exists(q => q is { IsClsact: true, Kind: "clsact" });
 
-    /// <summary>All qdiscs of an interface.</summary>
+    /// <summary>Whether the qdisc has filters of its own, which it would ask before it queues a packet.</summary>
+    public bool HasFilters(in TcQdisc qdisc) =>
+        qdisc.IsClsact
+            ? ListFilters(qdisc.Interface, TcHook.Ingress).Count + ListFilters(qdisc.Interface, TcHook.Egress).Count > 0
+            // Its own handle, or none: then only the root can be named by filters.
+            : (qdisc.Parent == TcQdisc.Root || qdisc.Handle != 0) && ListFilters(qdisc.Interface, qdisc.Handle).Count > 0;
+
+    /// <summary>All qdiscs of an interface, or of all for <see cref="AllInterfaces"/>.</summary>
     public List<TcQdisc> ListQdiscs(int index)
     {
         List<TcQdisc> qdiscs = [];
         NetlinkMessage message = _socket.Begin(RTM_GETQDISC, NLM_F_DUMP);
         message.Append(new tcmsg { tcm_ifindex = index });
-        _socket.Request(message, "RTM_GETQDISC", $"interface {index}", (type, payload) =>
+        _socket.Request(message, "RTM_GETQDISC", index == AllInterfaces ? "all interfaces" : $"interface {index}", (type, payload) =>
         {
             tcmsg qdisc = MemoryMarshal.Read<tcmsg>(payload);
             // Older kernels list the qdiscs of every interface.
-            if (type == RTM_NEWQDISC && qdisc.tcm_ifindex == index)
+            if (type == RTM_NEWQDISC && (index == AllInterfaces || qdisc.tcm_ifindex == index))
             {
                 qdiscs.Add(ReadQdisc(qdisc, payload[Unsafe.SizeOf<tcmsg>()..]));
             }
@@ -245,9 +267,11 @@ internal sealed class TrafficControl : IDisposable
     {
         string kind = "";
         uint maxRate = uint.MaxValue;
+        bool shares = false;
         NetlinkAttributes attributes = new(data);
         while (attributes.MoveNext())
         {
+            shares |= attributes.Type is TCA_INGRESS_BLOCK or TCA_EGRESS_BLOCK;
             if (attributes.Type == TCA_KIND)
             {
                 kind = attributes.Text;
@@ -261,7 +285,7 @@ internal sealed class TrafficControl : IDisposable
                 }
             }
         }
-        return new TcQdisc(kind, qdisc.tcm_handle, qdisc.tcm_parent, maxRate);
+        return new TcQdisc(qdisc.tcm_ifindex, kind, qdisc.tcm_handle, qdisc.tcm_parent, maxRate, shares);
     }
 
     private NetlinkMessage BeginQdisc(ushort type, int index, ushort flags)

@@ -40,8 +40,8 @@ internal sealed record ChannelContext(
 /// </summary>
 internal sealed class Channel
 {
-    // For what a peer that says it has stopped has left in its ring: a full one of the smallest packets, and some.
-    private static readonly TimeSpan _drainTime = TimeSpan.FromMilliseconds(250);
+    // For what a peer that says it has stopped has left in its ring: a full one of the smallest packets, ten times over, for others may want the processor.
+    private static readonly TimeSpan _drainTime = TimeSpan.FromMilliseconds(500);
 
     private readonly ChannelContext _context;
     private readonly VifPort _port;
