@@ -20,7 +20,7 @@ internal readonly record struct Outcome(double Figure, double Work);
 internal sealed record Measurement(string Key, string Name, string Unit, string WorkUnit, string Script, Func<string, Outcome> Parse)
 {
     /// <summary>Whether a smaller figure is the better one.</summary>
-    public bool IsTime => Unit == "us";
+    public bool IsTime => Unit is "us" or "ms";
 
     public async Task<Outcome> RunAsync(XenGuest client, XenGuest server)
     {
@@ -72,6 +72,8 @@ internal static partial class Measurements
         new("redis_50", "redis GET, 50 clients", "requests/s", Request, "redis-benchmark -h SERVER -c 50 -n 4000 -t get --csv", o => Redis(o, 4000)),
         Nginx("nginx_small", "nginx, 100 B, 16 connections", "small"),
         Nginx("nginx_1MB", "nginx, 1 MB, 16 connections", "1MB"),
+        Computing("computing_ping", "beside a ping", "ping -q -A SERVER"),
+        Computing("computing_tcp", "beside TCP", "iperf3 -t 60 -c SERVER"),
         // Last: whoever loses halves of datagrams cannot put any together until those have expired.
         Udp("udp_60000", "UDP 60000 B unpaced, received", "Gb/s", 1e9, 60000, 48),
     ];
@@ -89,6 +91,19 @@ internal static partial class Measurements
         done
         echo $low
         """;
+
+    /// <summary>What is left for a program of the client's that wants all of its processor; how long it takes.</summary>
+    private static Measurement Computing(string key, string name, string traffic) => new(key, $"a computing program {name}", "ms", "",
+        $$"""
+        {{traffic}} >/dev/null 2>&1 &
+        sleep 0.2
+        begin=$(date +%s%N) i=0
+        while [ $i -lt 100000 ]; do i=$((i + 1)); done
+        echo $((($(date +%s%N) - begin) / 1000))
+        kill -INT $!
+        wait $! || true
+        """,
+        o => new(double.Parse(o, CultureInfo.InvariantCulture) / 1000, 0));
 
     private static Measurement Ping(int count) => new("ping", "ping, round trip", "us", RoundTrip,
         $"ping -q -A -c {count} SERVER", o => new(1000 * Number(PingSummary(), o), count));

@@ -31,6 +31,7 @@ public sealed class VifStandingTests
     [InlineData("xdp", "XDP")]
     [InlineData("tc", "tbf")]
     [InlineData("device", "netdev t c")]
+    [InlineData("devices", "netdev t c")]
     [InlineData("frames", "bridge t c")]
     [InlineData("packets", "ip t c")]
     [InlineData("packets of this bridge", "ip t c")]
@@ -49,6 +50,7 @@ public sealed class VifStandingTests
             "xdp" => Of(_vif, Port(hasXdp: true)),
             "tc" => Of(_vif, Port(), new NetworkFacts { TrafficControl = new() { [7] = "the qdisc tbf" } }),
             "device" => Of(_vif, Port(), new NetworkFacts { DeviceFilters = new() { [Name] = "netdev t c" } }),
+            "devices" => Of(_vif, Port(), new NetworkFacts { DeviceFilters = new() { ["eth*"] = "netdev t b", ["vif*"] = "netdev t c" } }),
             "frames" => Of(_vif, Port(), new NetworkFacts { BridgeFilter = "bridge t c" }),
             "packets" => Of(_vif, Port(), new NetworkFacts { PacketFilter = "ip t c", CallsIpTables = true }),
             _ => Of(_vif, Port(callsIpTables: true), new NetworkFacts { PacketFilter = "ip t c" }),

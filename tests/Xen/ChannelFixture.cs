@@ -29,7 +29,7 @@ public class ChannelFixture : DaemonsFixture
     }
 
     private protected ChannelFixture(DebianRelease release)
-        : base(release, "", Small("pvh1", GuestKind.Pvh), Small("pvh2", GuestKind.Pvh), Small("pv1", GuestKind.Pv), Small("pv2", GuestKind.Pv))
+        : base(new() { Release = release }, "", Small("pvh1", GuestKind.Pvh), Small("pvh2", GuestKind.Pvh), Small("pv1", GuestKind.Pv), Small("pv2", GuestKind.Pv))
     {
     }
 

@@ -12,16 +12,15 @@ public abstract class DaemonsFixture : IAsyncLifetime
     // Idle channels stay: the clock leaps ahead while the tests themselves think.
     public const string GuestConfiguration = "[guest]\nidle-seconds = 604800\n";
 
-    private readonly DebianRelease _release;
+    private readonly XenHostOptions _options;
     private readonly string _arguments;
-    private readonly GuestOptions[] _plan;
     private readonly Dictionary<string, Node> _guests = [];
 
-    /// <param name="release">What the host runs.</param>
+    /// <param name="options">Of the host.</param>
     /// <param name="arguments">Of the guests' daemons.</param>
     /// <param name="plan">The guests that there are from the start.</param>
-    private protected DaemonsFixture(DebianRelease release, string arguments, params GuestOptions[] plan) =>
-        (_release, _arguments, _plan) = (release, arguments, plan);
+    private protected DaemonsFixture(XenHostOptions options, string arguments, params GuestOptions[] plan) =>
+        (_options, _arguments) = (options with { Guests = plan }, arguments);
 
     public XenHost Host { get; private set; } = null!;
 
@@ -33,7 +32,7 @@ public abstract class DaemonsFixture : IAsyncLifetime
 
     public async Task InitializeAsync()
     {
-        Host = await XenHost.StartAsync(new XenHostOptions { Release = _release, Guests = _plan });
+        Host = await XenHost.StartAsync(_options);
         Dom0 = await XenLoopDaemon.InstallAsync(Host);
         await Dom0.StartAsync();
         foreach (XenGuest guest in Host.Guests)

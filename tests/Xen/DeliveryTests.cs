@@ -40,8 +40,31 @@ public partial class DeliveryTests(ChannelFixture xen)
     public async Task A_sender_that_nobody_paces_is_not_robbed(string a, string b)
     {
         (Node from, Node to) = await xen.UpAsync(a, b);
+        await IsNotRobbedAsync(from, to, "-t 2");
+    }
+
+    /// <summary>Sender and data thread run at the same time there, and so do receiver and data thread.</summary>
+    [OwnQemuFact]
+    public async Task A_sender_with_a_processor_of_its_own_is_not_robbed()
+    {
+        ManyProcessors host = new();
+        try
+        {
+            await host.InitializeAsync();
+            (Node from, Node to) = (host["one"], host["other"]);
+            await ChannelFixture.ChannelUpAsync(from, to);
+            await IsNotRobbedAsync(from, to, "-n 48M");
+        }
+        finally
+        {
+            await host.DisposeAsync();
+        }
+    }
+
+    private static async Task IsNotRobbedAsync(Node from, Node to, string howMuch)
+    {
         (await to.RunAsync("iperf3 -s -1 -D >/dev/null; sleep 1")).Check();
-        string lost = (await from.RunAsync($"iperf3 -t 2 -u -l 32768 -b 0 -c {to.Guest.Ipv4} | grep receiver")).Check().Output;
+        string lost = (await from.RunAsync($"iperf3 {howMuch} -u -l 32768 -b 0 -c {to.Guest.Ipv4} | grep receiver")).Check().Output;
         string dropped = (await from.RunAsync($"cat /sys/class/net/xl{to.Domid}.0/statistics/tx_dropped")).Check().Output;
         string failures = (await to.RunAsync("sed -n '/^Ip:/p' /proc/net/snmp | awk 'NR == 2 { print $17 }'")).Check().Output;
         Assert.True(dropped == "0\n", $"{dropped} dropped by the TAP; {lost}, {failures} reassembly failures");
@@ -52,4 +75,8 @@ public partial class DeliveryTests(ChannelFixture xen)
 
     [GeneratedRegex(@"^\[(\d+\.\d+)\] \d+ bytes from", RegexOptions.Multiline)]
     private static partial Regex AnswerTime();
+
+    /// <summary>Six processors, two for each domain.</summary>
+    private sealed class ManyProcessors() : DaemonsFixture(
+        new() { Processors = 6, Dom0Vcpus = 2 }, "", new GuestOptions { Name = "one", Vcpus = 2 }, new GuestOptions { Name = "other", Vcpus = 2 });
 }

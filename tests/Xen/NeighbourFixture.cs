@@ -21,7 +21,7 @@ public sealed partial class NeighbourFixture : DaemonsFixture
     private const string Bridge1 = "xenbr1";
 
     public NeighbourFixture()
-        : base(DebianRelease.Trixie, DaemonArguments, On("g1", GuestKind.Pvh, Bridge0), On("g2", GuestKind.Pv, Bridge0), On("g3", GuestKind.Pvh, Bridge0),
+        : base(new(), DaemonArguments, On("g1", GuestKind.Pvh, Bridge0), On("g2", GuestKind.Pv, Bridge0), On("g3", GuestKind.Pvh, Bridge0),
             On("g4", GuestKind.Pv, Bridge1), On("g5", GuestKind.Pvh, Bridge1), On("g6", GuestKind.Pv, Bridge1),
             On("g7", GuestKind.Pvh, Bridge0, Bridge1), On("g8", GuestKind.Pv, Bridge0, Bridge1))
     {

@@ -11,7 +11,7 @@ internal sealed class NetworkFacts
     /// <summary>By the interface's index: what shapes or filters there, in words.</summary>
     public Dictionary<int, string> TrafficControl { get; init; } = [];
 
-    /// <summary>By the interface's name: what filters there, in words.</summary>
+    /// <summary>By the interface's name, or with an asterisk how it begins: what filters there, in words.</summary>
     public Dictionary<string, string> DeviceFilters { get; init; } = [];
 
     /// <summary>What filters the frames of all bridges, in words; null for nothing.</summary>
@@ -22,6 +22,11 @@ internal sealed class NetworkFacts
 
     /// <summary>All bridges hand packets to iptables.</summary>
     public bool CallsIpTables { get; init; }
+
+    /// <summary>What filters at an interface, in words; null for nothing.</summary>
+    public string? DeviceFilterOf(string interfaceName) =>
+        DeviceFilters.GetValueOrDefault(interfaceName)
+        ?? DeviceFilters.FirstOrDefault(f => f.Key.EndsWith('*') && interfaceName.StartsWith(f.Key[..^1], StringComparison.Ordinal)).Value;
 
     /// <summary>What the qdiscs of all interfaces come to.</summary>
     /// <param name="qdiscs">Of all interfaces.</param>

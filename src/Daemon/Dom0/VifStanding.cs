@@ -54,7 +54,7 @@ internal sealed record VifStanding(string? Segment, string? Ambiguity = null, st
     private static string? FiltersBarrier(string name, SwitchPort port, NetworkFacts facts) =>
         port.HasXdp ? "an XDP program looks at its frames"
         : facts.TrafficControl.GetValueOrDefault(port.Index) is { } what ? $"{what} looks at its frames"
-        : facts.DeviceFilters.GetValueOrDefault(name) is { } device ? $"a filter of its interface ({device})"
+        : facts.DeviceFilterOf(name) is { } device ? $"a filter of its interface ({device})"
         : facts.BridgeFilter is { } frames ? $"a filter of the bridges ({frames})"
         : facts.PacketFilter is { } packets && (facts.CallsIpTables || port.CallsIpTables) ? $"a packet filter that bridges call ({packets})"
         : null;

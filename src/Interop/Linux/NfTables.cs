@@ -1,6 +1,7 @@
 using System.Buffers.Binary;
 using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
+using System.Text;
 using static XenLoop.Interop.Errno;
 using static XenLoop.Interop.Linux.NetlinkFlags;
 
@@ -35,7 +36,7 @@ internal sealed class NfChain
     /// <summary>What becomes of packets that no rule decided: accept is 1.</summary>
     public uint Policy { get; init; } = 1;
 
-    /// <summary>The interfaces of a hook that belongs to some.</summary>
+    /// <summary>The interfaces of a hook that belongs to some; all whose names begin so for one that ends with an asterisk (Linux 6.16).</summary>
     public string[] Devices { get; init; } = [];
 
     public int Rules { get; set; }
@@ -59,7 +60,7 @@ internal static class NfTables
     private const ushort NFT_MSG_NEWRULE = NFNL_SUBSYS_NFTABLES | 6;
     private const ushort NFT_MSG_GETRULE = NFNL_SUBSYS_NFTABLES | 7;
     private const ushort NFTA_CHAIN_TABLE = 1, NFTA_CHAIN_NAME = 3, NFTA_CHAIN_HOOK = 4, NFTA_CHAIN_POLICY = 5;
-    private const ushort NFTA_HOOK_HOOKNUM = 1, NFTA_HOOK_DEV = 3, NFTA_HOOK_DEVS = 4;
+    private const ushort NFTA_HOOK_HOOKNUM = 1, NFTA_HOOK_DEV = 3, NFTA_HOOK_DEVS = 4, NFTA_DEVICE_PREFIX = 2;
     private const ushort NFTA_RULE_TABLE = 1, NFTA_RULE_CHAIN = 2, NFTA_RULE_EXPRESSIONS = 4;
     private const ushort NFTA_EXPR_NAME = 1, NFTA_EXPR_DATA = 2;
     private const ushort NFTA_IMMEDIATE_DATA = 2, NFTA_DATA_VERDICT = 2, NFTA_VERDICT_CODE = 1, NFTA_VERDICT_CHAIN = 2;
@@ -157,7 +158,7 @@ internal static class NfTables
                 NetlinkAttributes names = new(attributes.Data);
                 while (names.MoveNext())
                 {
-                    devices.Add(names.Text);
+                    devices.Add(names.Type == NFTA_DEVICE_PREFIX ? $"{names.Text}*" : names.Text);
                 }
             }
         }
@@ -199,22 +200,9 @@ internal static class NfTables
 
     private static void ReadExpression(ReadOnlySpan<byte> expression, NfChain chain)
     {
-        string name = "";
-        ReadOnlySpan<byte> data = [];
-        NetlinkAttributes attributes = new(expression);
-        while (attributes.MoveNext())
-        {
-            if (attributes.Type == NFTA_EXPR_NAME)
-            {
-                name = attributes.Text;
-            }
-            else if (attributes.Type == NFTA_EXPR_DATA)
-            {
-                data = attributes.Data;
-            }
-        }
-
-        chain.MayStop |= name switch
+        _ = Has(expression, NFTA_EXPR_NAME, out ReadOnlySpan<byte> name);
+        _ = Has(expression, NFTA_EXPR_DATA, out ReadOnlySpan<byte> data);
+        chain.MayStop |= Text(name) switch
         {
             "immediate" => MayStop(data, chain),
             "payload" => Has(data, NFTA_PAYLOAD_SREG, out _),
@@ -239,12 +227,14 @@ internal static class NfTables
 
         if (Has(verdict, NFTA_VERDICT_CHAIN, out ReadOnlySpan<byte> target))
         {
-            chain.Targets.Add(System.Text.Encoding.ASCII.GetString(target.TrimEnd((byte)0)));
+            chain.Targets.Add(Text(target));
         }
 
         return !Has(verdict, NFTA_VERDICT_CODE, out ReadOnlySpan<byte> code)
             || BinaryPrimitives.ReadInt32BigEndian(code) is not (NF_ACCEPT or NFT_CONTINUE or NFT_BREAK or NFT_JUMP or NFT_GOTO or NFT_RETURN);
     }
+
+    private static string Text(ReadOnlySpan<byte> value) => Encoding.ASCII.GetString(value.TrimEnd((byte)0));
 
     private static bool Has(ReadOnlySpan<byte> data, ushort type, out ReadOnlySpan<byte> value)
     {
