@@ -82,10 +82,11 @@ internal sealed class TcpStream
     /// <param name="from">The sender.</param>
     /// <param name="to">The receiver.</param>
     /// <param name="hash">Compare what is sent with what arrives; costs more than sending.</param>
-    public static TcpStream Open(LabGuest from, LabGuest to, bool hash = true)
+    /// <param name="address">Of the receiver, if not that of its eth0.</param>
+    public static TcpStream Open(LabGuest from, LabGuest to, bool hash = true, IPAddress? address = null)
     {
         using Socket listener = Namespaces.Run(to, () => new Socket(AddressFamily.InterNetwork, SocketType.Stream, ProtocolType.Tcp));
-        listener.Bind(new IPEndPoint(to.IPv4, 0));
+        listener.Bind(new IPEndPoint(address ?? to.IPv4, 0));
         listener.Listen();
         Socket sender = Namespaces.Run(from, () => new Socket(AddressFamily.InterNetwork, SocketType.Stream, ProtocolType.Tcp));
         sender.Connect(listener.LocalEndPoint!);

@@ -109,6 +109,13 @@ internal static class OffloadHeader
         return true;
     }
 
+    /// <summary>Whether the place of the checksum is the one where <see cref="TryRebuild"/> finds it.</summary>
+    /// <param name="head">See <see cref="TryRebuild"/>; <see cref="VIRTIO_NET_HDR_F_NEEDS_CSUM"/> is set.</param>
+    public static bool IsOuter(ReadOnlySpan<byte> head) =>
+        TryFindTransport(head[Bytes..], out int transport, out byte protocol, out _)
+        && BinaryPrimitives.ReadUInt16LittleEndian(head[6..]) == transport
+        && BinaryPrimitives.ReadUInt16LittleEndian(head[8..]) == protocol switch { IPPROTO_TCP => TcpChecksum, IPPROTO_UDP => UdpChecksum, _ => 0 };
+
     private static bool IsAgreed(byte type, bool uso) =>
         (type & ~VIRTIO_NET_HDR_GSO_ECN) is VIRTIO_NET_HDR_GSO_TCPV4 or VIRTIO_NET_HDR_GSO_TCPV6
         || (type == VIRTIO_NET_HDR_GSO_UDP_L4 && uso);

@@ -1,3 +1,4 @@
+using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 using Tmds.Linux;
 using XenLoop.Divert;
@@ -196,10 +197,13 @@ internal sealed unsafe class TransmitPath
         }
     }
 
+    // Nothing is read of the copy that was not written: it needs no zeros first, at each look.
+    [SkipLocalsInit]
     private bool Transmit()
     {
         iovec* vectors = stackalloc iovec[2];
-        Span<byte> header = stackalloc byte[Frames.HeaderBytes];
+        Span<byte> copy = stackalloc byte[OffloadHeader.MostBytes];
+        Span<byte> header = copy[..Frames.HeaderBytes];
         ulong queued = _slot.Queued; // before the reads: frames that are read, or were refused by the queue after all, when it is empty
         // Where the count alone tells of frames, they are read and no look is spent on whether there are more: what comes later is counted, too.
         // What was not counted as expected (the filter runs before the queue) is found at epoll's word.
@@ -249,6 +253,14 @@ internal sealed unsafe class TransmitPath
             if (Frames.Destination(header) != _peerMac || Frames.Source(header) != _ownMac)
             {
                 continue;
+            }
+
+            if ((header[0] & OffloadHeader.VIRTIO_NET_HDR_F_NEEDS_CSUM) != 0)
+            {
+                RingSegments record = room.Take((uint)length);
+                Span<byte> head = copy[..(int)Math.Min(length, OffloadHeader.MostBytes)];
+                record.CopyTo(head);
+                InnerChecksum.Complete(record, head);
             }
 
             _ring.Commit((uint)length);

@@ -58,6 +58,15 @@ internal unsafe struct RingSegments
         return new RingSegments { First = Second + rest, FirstLength = SecondLength - rest };
     }
 
+    /// <summary>The first <paramref name="count"/> bytes.</summary>
+    /// <exception cref="PeerViolationException">There are fewer.</exception>
+    public readonly RingSegments Take(uint count)
+    {
+        Require(count);
+        uint first = Math.Min(count, FirstLength);
+        return new RingSegments { First = First, FirstLength = first, Second = Second, SecondLength = count - first };
+    }
+
     // Here and not only at the callers: a record that is too short would turn into a segment of nearly 4 GiB.
     private readonly void Require(uint count)
     {
