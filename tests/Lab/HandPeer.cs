@@ -15,6 +15,7 @@ internal sealed class HandPeer : IDisposable
 {
     private const string OfferText = "1 0";
     private const uint RingBytesOffered = ControlPage.MinRingBytes;
+    private const int MostAbandoned = 60;
 
     private readonly DaemonLab _lab;
     private readonly LabGuest _self;
@@ -82,10 +83,17 @@ internal sealed class HandPeer : IDisposable
     /// <summary>The line of this side's consumer.</summary>
     public unsafe RingLine* Consumed => IsListener ? &Page->Consumer1 : &Page->Consumer0;
 
+    /// <summary>The line of the other side's producer.</summary>
+    public unsafe RingLine* OtherProduced => IsListener ? &Page->Producer1 : &Page->Producer0;
+
     /// <summary>The ring to the other side.</summary>
     public unsafe byte* Data => _rings!.Address + (IsListener ? 0 : RingBytes);
 
-    public void Offer(string text) => _store.Write("data/xenloop/offer", text);
+    public void Offer(string text = OfferText) => _store.Write("data/xenloop/offer", text);
+
+    public void WriteNode(string path, string value) => _store.Write(path, value);
+
+    public void RemoveNode(string path) => _store.Remove(path);
 
     public void Say(ChannelPhase phase) => Say(new ChannelMessage(phase, Session, new Offer(1, Features.None), GrantReference, Port).ToString());
 
@@ -152,6 +160,46 @@ internal sealed class HandPeer : IDisposable
         Map(OtherSays!.Value);
         Say(ChannelPhase.Connected);
         await _lab.UntilAsync("the listener diverts", () => OtherSays is { Phase: ChannelPhase.Connected } other && other.Session == Session);
+    }
+
+    /// <summary>One step towards a channel, where there is none; waits for little.</summary>
+    /// <param name="spoil">As listener: see <see cref="Grant"/>.</param>
+    /// <returns>Whether there is one, as far as this side knows.</returns>
+    public bool TryConnect(Spoil? spoil = null)
+    {
+        if (_control is not null && OtherSays is { Phase: ChannelPhase.Connected or ChannelPhase.Listening } other && other.Session == Session)
+        {
+            return true;
+        }
+
+        if (IsListener)
+        {
+            Grant(spoil);
+            Say(ChannelPhase.Listening);
+            for (int i = 0; i < 30 && !Connected(); i++)
+            {
+                Thread.Sleep(10);
+            }
+
+            if (!Connected())
+            {
+                return false;
+            }
+        }
+        else if (OtherSays is { Phase: ChannelPhase.Listening } listener && listener.Session != Session)
+        {
+            Map(listener);
+        }
+        else
+        {
+            Say(new ChannelMessage(ChannelPhase.Calling, ++_calls).ToString());
+            return false;
+        }
+
+        Say(ChannelPhase.Connected);
+        return true;
+
+        bool Connected() => OtherSays is { Phase: ChannelPhase.Connected } other && other.Session == Session;
     }
 
     /// <summary>Puts records into the ring, and shows them; no event.</summary>
@@ -233,13 +281,27 @@ internal sealed class HandPeer : IDisposable
     /// <summary>Comes back as another daemon would, while the one before is stopped: what that has mapped stays mapped.</summary>
     public async Task AbandonAsync()
     {
-        _store.Remove("data/xenloop");
-        _abandoned.AddRange(new IDisposable?[] { _rings, _control, _events }.OfType<IDisposable>());
-        (_rings, _control, _events) = (null, null, null);
+        Abandon();
         await _lab.UntilAsync("the hand-written peer is withdrawn", () => DaemonLab.State(_other, _self) == "none");
         Offer(OfferText);
         await _lab.UntilAsync("the hand-written peer is introduced", () => DaemonLab.State(_other, _self) != "none");
     }
+
+    /// <summary>As a daemon that is stopped, and its node is removed. What it had mapped stays mapped, of the last few times.</summary>
+    public void Abandon()
+    {
+        _store.Remove("data/xenloop");
+        _abandoned.AddRange(new IDisposable?[] { _rings, _control, _events }.OfType<IDisposable>());
+        (_rings, _control, _events) = (null, null, null);
+        while (_abandoned.Count > MostAbandoned)
+        {
+            _abandoned[0].Dispose();
+            _abandoned.RemoveAt(0);
+        }
+    }
+
+    /// <summary>Unmaps what it has, or ends the access to what it granted.</summary>
+    public void LetGo() => Release();
 
     /// <summary>Leaves as a guest that is shut down in good order, and waits until the other side has forgotten it.</summary>
     public async Task LeaveAsync()

@@ -1,3 +1,4 @@
+using System.Runtime.InteropServices;
 using XenLoop.Dom0;
 using XenLoop.Interop.Linux;
 using Xunit;
@@ -5,7 +6,7 @@ using Xunit;
 namespace XenLoop.Tests.Unit;
 
 /// <summary>Dom0's network as its kernel tells of it: a real bridge with two ports, in a namespace.</summary>
-public sealed class NetworkReaderTests : IDisposable
+public sealed partial class NetworkReaderTests : IDisposable
 {
     private readonly NetworkNamespace _dom0 = new();
     private readonly NetworkReader _reader;
@@ -80,6 +81,21 @@ public sealed class NetworkReaderTests : IDisposable
         Commands(set);
         Read(look: true);
         Assert.Null(Standing().Restriction);
+    }
+
+    /// <summary>As a service that the kernel does not answer has them.</summary>
+    [Fact]
+    public void Old_tables_that_cannot_be_read_count_as_filters()
+    {
+        Commands("iptables-legacy -A INPUT -p tcp -j DROP");
+        Assert.Null(_dom0.Run(LegacyTables.FindIpTables));
+        string? found = _dom0.Run(() =>
+        {
+            // Of the namespace's thread alone, which is asked for nothing else.
+            DropCapabilities();
+            return LegacyTables.FindIpTables();
+        });
+        Assert.StartsWith("filter, which cannot be read: EPERM", found, StringComparison.Ordinal);
     }
 
     [Fact]
@@ -207,4 +223,16 @@ public sealed class NetworkReaderTests : IDisposable
     private void Ip(string arguments) => _dom0.Command("ip", arguments.Split(' '));
 
     private void Bridge(string arguments) => _dom0.Command("bridge", arguments.Split(' '));
+
+    private static unsafe void DropCapabilities()
+    {
+        uint* header = stackalloc uint[] { 0x20080522, 0 }; // _LINUX_CAPABILITY_VERSION_3, this thread
+        uint* none = stackalloc uint[6];
+        new Span<uint>(none, 6).Clear();
+        Assert.Equal(0, capset(header, none));
+    }
+
+    // int capset(cap_user_header_t hdrp, const cap_user_data_t datap);
+    [LibraryImport("libc")]
+    private static unsafe partial int capset(uint* header, uint* data);
 }

@@ -7,6 +7,7 @@ namespace XenLoop.Interop.Linux;
 /// <summary>
 /// What iptables-legacy, ip6tables-legacy and ebtables-legacy do to packets that a bridge forwards, in the network namespace of the
 /// calling thread. The kernel tells nobody when that changes. To ask for a table that is not there would make it.
+/// One that cannot be read (no CAP_NET_ADMIN, no sockets of AF_INET) may hold anything, and counts as one that stops packets.
 /// </summary>
 internal static unsafe class LegacyTables
 {
@@ -44,9 +45,14 @@ internal static unsafe class LegacyTables
         {
             byte[] request = new byte[EbtReplaceBytes];
             Encoding.ASCII.GetBytes(table, request);
-            if (!Ask(LibC.AF_INET, LibC.SOL_IP, EBT_SO_GET_INFO, request))
+            switch (Ask(LibC.AF_INET, LibC.SOL_IP, EBT_SO_GET_INFO, request))
             {
-                continue;
+                case 0:
+                    break;
+                case Errno.ENOENT:
+                    continue; // in other namespaces, not in this one
+                case int errno:
+                    return Unreadable(table, errno);
             }
 
             byte[] entries = new byte[BinaryPrimitives.ReadInt32LittleEndian(request.AsSpan(EbtSizeOffset))];
@@ -54,7 +60,7 @@ internal static unsafe class LegacyTables
             {
                 BinaryPrimitives.WriteUInt64LittleEndian(request.AsSpan(EbtEntriesOffset), (ulong)pointer);
                 if (BinaryPrimitives.ReadInt32LittleEndian(request.AsSpan(EbtEntryCountOffset)) > 0
-                    || !Ask(LibC.AF_INET, LibC.SOL_IP, EBT_SO_GET_INFO + 1, request)
+                    || Ask(LibC.AF_INET, LibC.SOL_IP, EBT_SO_GET_INFO + 1, request) != 0
                     || MayStopFrames(entries))
                 {
                     return table;
@@ -141,9 +147,14 @@ internal static unsafe class LegacyTables
         {
             byte[] info = new byte[InfoBytes];
             Encoding.ASCII.GetBytes(table, info);
-            if (!Ask(family, level, SO_GET_INFO, info))
+            switch (Ask(family, level, SO_GET_INFO, info))
             {
-                continue;
+                case 0:
+                    break;
+                case Errno.ENOENT:
+                    continue; // it has gone
+                case int errno:
+                    return Unreadable(table, errno);
             }
 
             int size = BinaryPrimitives.ReadInt32LittleEndian(info.AsSpan(InfoBytes - 4));
@@ -151,7 +162,7 @@ internal static unsafe class LegacyTables
             Encoding.ASCII.GetBytes(table, entries);
             BinaryPrimitives.WriteInt32LittleEndian(entries.AsSpan(NameBytes), size);
             // Refused when the table changed in between: then somebody is at work on it.
-            if (!Ask(family, level, SO_GET_INFO + 1, entries) || MayStop(info, entries.AsSpan(EntriesOffset), targetOffset))
+            if (Ask(family, level, SO_GET_INFO + 1, entries) != 0 || MayStop(info, entries.AsSpan(EntriesOffset), targetOffset))
             {
                 return table;
             }
@@ -160,19 +171,22 @@ internal static unsafe class LegacyTables
         return null;
     }
 
-    private static bool Ask(int family, int level, int option, Span<byte> request)
+    private static string Unreadable(string table, int errno) => $"{table}, which cannot be read: {Errno.Describe(errno)}";
+
+    /// <returns>0, or what errno says.</returns>
+    private static int Ask(int family, int level, int option, Span<byte> request)
     {
         int number = LibC.socket(family, LibC.SOCK_DGRAM | LibC.SOCK_CLOEXEC, 0);
         if (number < 0)
         {
-            return false;
+            return LibC.errno;
         }
 
         using SafeFd fd = new(number);
         fixed (byte* pointer = request)
         {
             socklen_t length = (uint)request.Length;
-            return LibC.getsockopt(number, level, option, pointer, &length) == 0;
+            return LibC.getsockopt(number, level, option, pointer, &length) == 0 ? 0 : LibC.errno;
         }
     }
 

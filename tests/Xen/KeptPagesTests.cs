@@ -1,0 +1,65 @@
+using System.Globalization;
+using System.Text.RegularExpressions;
+using XenLoop.Rig;
+using Xunit;
+using Xunit.Abstractions;
+
+namespace XenLoop.Tests.Xen;
+
+/// <summary>A peer that comes back again and again, and never unmaps what it was granted: its daemons are stopped, not ended.</summary>
+[Collection(SuspendHost.Name)]
+public sealed partial class KeptPagesTests(ChannelFixture xen, ITestOutputHelper output)
+{
+    private const int Rounds = 10;
+
+    // A control page and two rings of 1 MiB.
+    private const int OneSet = 1 + (2 * 1024 / 4);
+
+    [Fact]
+    public async Task A_peer_that_never_unmaps_has_the_pages_of_one_channel()
+    {
+        Node victim = xen["pvh1"], other = xen["pvh2"];
+        Node keeper = await xen.AddGuestAsync(ChannelFixture.Small("keeper", GuestKind.Pvh));
+        await ChannelFixture.ChannelUpAsync(victim, other);
+        await other.StartPingAsync(victim.Guest.Ipv4);
+        await ChannelFixture.ChannelUpAsync(victim, keeper);
+        List<int> counts = [await MappedAsync(victim, keeper)];
+        for (int round = 0; round < Rounds; round++)
+        {
+            // As a guest's administrator can, with what is there.
+            (await keeper.RunAsync($"""
+                kill -STOP $(cat /run/xenloopd.pid)
+                ip link del xl{victim.Domid}.0
+                rm -f /run/xenloop/control.sock
+                xenstore-rm data/xenloop
+                """)).Check();
+            await keeper.Daemon.StartAsync();
+            await ChannelFixture.ChannelUpAsync(victim, keeper);
+            counts.Add(await MappedAsync(victim, keeper));
+        }
+
+        output.WriteLine($"grants of the victim that the keeper has mapped, after each round: {string.Join(' ', counts)}");
+        Assert.Equal(OneSet, counts[0]);
+        Assert.All(counts, count => Assert.InRange(count, OneSet, 2 * OneSet));
+        Assert.Equal($"{Rounds + 1}\n", (await keeper.RunAsync("cat /proc/[0-9]*/comm | grep -c '^xenloopd$'")).Output);
+        await other.StopPingAsync();
+        (long sent, _) = await other.PacketsAsync(victim);
+        Assert.True(sent > 0, "the other channel did not stay");
+        await keeper.Guest.DestroyAsync();
+        await victim.KernelIsWellAsync();
+    }
+
+    /// <summary>The grants of a guest that another has mapped, as the hypervisor has them.</summary>
+    private async Task<int> MappedAsync(Node owner, Node by)
+    {
+        string said = (await xen.Host.RunAsync("xl dmesg -c >/dev/null; xl debug-keys g; sleep 1; xl dmesg")).Check().Output;
+        string domain = string.Create(CultureInfo.InvariantCulture, $"grant-table for remote d{owner.Domid} ");
+        string[] tables = said.Split("grant-table for remote d");
+        string table = Assert.Single(tables[1..], t => $"grant-table for remote d{t}".StartsWith(domain, StringComparison.Ordinal));
+        return Mapping().Matches(table).Count(m => int.Parse(m.Groups[1].ValueSpan, CultureInfo.InvariantCulture) == by.Domid);
+    }
+
+    // "[0x01f]     3 0x1234 0x00000002 ...": an entry that guest 3 has mapped.
+    [GeneratedRegex(@"^.*\[0x[0-9a-f]+\] +(\d+) 0x.*$", RegexOptions.Multiline)]
+    private static partial Regex Mapping();
+}
