@@ -86,6 +86,11 @@ internal sealed class EvilPeer : IDisposable
                         _doing = name;
                         _done[name] = _done.GetValueOrDefault(name) + 1;
                         deed(Stopwatch.StartNew());
+                        if (connected && _random.Next(2) == 0)
+                        {
+                            // Whatever it was: what was mapped for it stays so.
+                            Abandon(Stopwatch.StartNew());
+                        }
                     }
                 }
                 catch (PeerViolationException)
