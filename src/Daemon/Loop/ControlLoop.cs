@@ -80,6 +80,7 @@ internal sealed class ControlLoop : IDisposable
         Span<epoll_event> events = stackalloc epoll_event[4];
         while (true)
         {
+            garbage.BeforeSleep(due.In(_clock.Now()));
             int count = epoll.Wait(events, due.Or(alive).Timeout(_clock.Now()));
             for (int i = 0; i < count; i++)
             {

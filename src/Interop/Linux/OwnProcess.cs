@@ -5,7 +5,7 @@ using Tmds.Linux;
 
 namespace XenLoop.Interop.Linux;
 
-/// <summary>What this process can do with itself as a whole: leave a copy behind, and begin anew.</summary>
+/// <summary>What this process can do with itself as a whole: leave a copy behind, begin anew, and hold less memory.</summary>
 internal static unsafe partial class OwnProcess
 {
     private const int PR_SET_NAME = 15;
@@ -14,6 +14,8 @@ internal static unsafe partial class OwnProcess
 
     // More than this program ever has; to close one that is not open costs 100 ns.
     private const int MostDescriptors = 65536;
+
+    private static (nint Start, nint End)? _code;
 
     // int execv(const char *path, char *const argv[]);
     [LibraryImport("libc", StringMarshalling = StringMarshalling.Utf8)]
@@ -103,6 +105,31 @@ internal static unsafe partial class OwnProcess
            where files.Contains(new FileInfo(entry).LinkTarget)
            select int.Parse(Path.GetFileName(entry), CultureInfo.InvariantCulture),
     ];
+
+    /// <summary>Unmaps the program's code, of which each page comes back from the kernel's cache when it runs next: what only the start needed, or
+    /// a rare piece of work, is not held for ever. The code of libraries stays.</summary>
+    public static void ReleaseCode()
+    {
+        _code ??= FindCode();
+        // Private, and never written to: nothing is lost. Where it does not work, the pages stay.
+        _ = LibC.madvise((void*)_code.Value.Start, (size_t)(ulong)(_code.Value.End - _code.Value.Start), LibC.MADV_DONTNEED);
+    }
+
+    private static (nint Start, nint End) FindCode()
+    {
+        foreach (string line in File.ReadLines("/proc/self/maps"))
+        {
+            // start-end permissions offset device inode path
+            string[] fields = line.Split(' ', 2);
+            if (fields[1].StartsWith("r-xp", StringComparison.Ordinal) && fields[1].EndsWith($" {Environment.ProcessPath}", StringComparison.Ordinal))
+            {
+                nint[] range = [.. fields[0].Split('-').Select(a => nint.Parse(a, NumberStyles.HexNumber, CultureInfo.InvariantCulture))];
+                return (range[0], range[1]);
+            }
+        }
+
+        return default;
+    }
 
     /// <summary>
     /// Begins anew: same process id, arguments, environment and standard streams, and nothing else of this process is left: every
