@@ -99,7 +99,8 @@ internal sealed unsafe class ChannelPath
     /// <exception cref="PeerGoneException">The peer's daemon died.</exception>
     public bool Arm()
     {
-        // The notice of its death may have been taken with the event.
+        // Before arming: an event that comes between the two would be taken with the one before (tests/model: acknowledge, arm). The
+        // notice of its death may have been taken with the event, too.
         if (_events.Acknowledge() && PeerDied)
         {
             throw new PeerGoneException();

@@ -71,7 +71,7 @@ internal sealed unsafe class RingConsumer
         // Release: our reads of the records are over before the producer may write there.
         Volatile.Write(ref _own->Index, _index);
         _published = _index;
-        Interlocked.MemoryBarrier(); // store to load: see RingProducer.Publish
+        Interlocked.MemoryBarrier(); // store to load: see RingProducer.Publish (tests/model: publish, notify if crossed)
         uint wakeAt = Volatile.Read(ref _peer->WakeAt);
         return _index - wakeAt < _index - old;
     }
@@ -83,7 +83,7 @@ internal sealed unsafe class RingConsumer
     public bool ArmData()
     {
         Volatile.Write(ref _own->WakeAt, _index + 1);
-        Interlocked.MemoryBarrier(); // see RingProducer.Publish
+        Interlocked.MemoryBarrier(); // see RingProducer.Publish (tests/model: arm, re-check)
         return !HasData();
     }
 

@@ -65,7 +65,7 @@ internal sealed unsafe class RingProducer
         Volatile.Write(ref _own->Index, _index);
         _published = _index;
         // Store to load: the peer fences between its WakeAt and its look at our index, we between our index and its
-        // WakeAt. One of the two must see the other's store, or a wake-up would be lost.
+        // WakeAt. One of the two must see the other's store, or a wake-up would be lost. (tests/model: publish, notify if crossed)
         Interlocked.MemoryBarrier();
         uint wakeAt = Volatile.Read(ref _peer->WakeAt);
         return _index - wakeAt < _index - old;
@@ -80,7 +80,7 @@ internal sealed unsafe class RingProducer
     {
         uint wanted = Math.Max(_ringBytes / 2, RingRecord.MaxBytes);
         Volatile.Write(ref _own->WakeAt, _index + wanted - _ringBytes);
-        Interlocked.MemoryBarrier(); // see Publish
+        Interlocked.MemoryBarrier(); // see Publish (tests/model: arm, re-check)
         ReadConsumed();
         return Free < RingRecord.MaxBytes;
     }
@@ -89,7 +89,7 @@ internal sealed unsafe class RingProducer
     public bool ArmEmpty()
     {
         Volatile.Write(ref _own->WakeAt, _published);
-        Interlocked.MemoryBarrier(); // see Publish
+        Interlocked.MemoryBarrier(); // see Publish (tests/model: arm, re-check)
         return HasOutstanding();
     }
 
