@@ -45,6 +45,7 @@ public partial class DeliveryTests(ChannelFixture xen)
 
     /// <summary>Sender and data thread run at the same time there, and so do receiver and data thread.</summary>
     [OwnQemuFact]
+    [Trait("Length", "long")]
     public async Task A_sender_with_a_processor_of_its_own_is_not_robbed()
     {
         ManyProcessors host = new();
