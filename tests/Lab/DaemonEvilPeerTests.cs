@@ -27,9 +27,9 @@ public sealed partial class DaemonEvilPeerTests(ITestOutputHelper output) : IDis
     private const int OneSet = 1 + (2 * 128 / 4);
 
     // Twice what it is otherwise, and what the scheduler takes: the evil guests, XenStore and the hypervisor are one process here, with both
-    // guests' daemons and stacks on the same few processors, where whoever is runnable waits for others' turns of 3 ms. On a host they have processors of their own.
+    // guests' daemons and stacks on the same few processors, where whoever is runnable waits for the turns, of 3 ms each, of three others. On a host they have processors of their own.
     private const double MostTimes = 2;
-    private const double SchedulerMilliseconds = 3;
+    private const double SchedulerMilliseconds = 10;
 
     private const double MostProcessors = 0.1;
     private const long MostGrownKiB = 1024;
