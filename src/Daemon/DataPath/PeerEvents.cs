@@ -1,6 +1,4 @@
-using System.Diagnostics;
 using XenLoop.Hypervisor;
-using XenLoop.Ring;
 
 namespace XenLoop.DataPath;
 
@@ -11,14 +9,10 @@ internal sealed class PeerEvents(EventChannel events)
     // record makes it run a short way and sleep again: see docs/measurements.md, "When to wake the peer".
     private const uint WakeAfterBytes = 512 * 1024;
 
-    // More events than this in a second without a record behind them is an attack on our CPU.
-    private const int MaxIdlePerSecond = 1024;
-
     private bool _owed;
     private uint _bytesSinceOwed;
     private bool _taken;
-    private int _idle;
-    private long _idleSince = Stopwatch.GetTimestamp();
+    private PeerRate _idle = new(1024, "events a second with nothing in the ring");
 
     /// <summary>Events sent. One thread writes it; any may read it, with <see cref="Volatile"/>.</summary>
     public ulong Sent;
@@ -74,19 +68,6 @@ internal sealed class PeerEvents(EventChannel events)
     }
 
     /// <summary>The event announced nothing.</summary>
-    /// <exception cref="PeerViolationException">There are too many.</exception>
-    public void CountIdle()
-    {
-        if (++_idle == MaxIdlePerSecond)
-        {
-            long now = Stopwatch.GetTimestamp();
-            if (now - _idleSince < Stopwatch.Frequency)
-            {
-                throw new PeerViolationException($"more than {MaxIdlePerSecond} events a second with nothing in the ring");
-            }
-
-            _idle = 0;
-            _idleSince = now;
-        }
-    }
+    /// <exception cref="Ring.PeerViolationException">There are too many.</exception>
+    public void CountIdle() => _idle.Count();
 }

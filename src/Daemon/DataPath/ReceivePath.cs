@@ -16,9 +16,6 @@ internal sealed unsafe class ReceivePath
     private const ushort ETH_P_8021Q = 0x8100;
     private const ushort ETH_P_8021AD = 0x88a8;
 
-    // More frames than this in a second that the kernel does not take are an attack on our CPU.
-    private const int MaxRefusedPerSecond = 4096;
-
     // What comes in smaller frames is no bulk, however much of it comes.
     private const uint BulkFrameBytes = 4096;
 
@@ -35,8 +32,7 @@ internal sealed unsafe class ReceivePath
     private ulong _written;
     private DeliveryWatch _delivery; // from the TAP to the vif
     private ulong _progressAtEvent;
-    private int _refused;
-    private long _refusedSince = Stopwatch.GetTimestamp();
+    private PeerRate _refused = new(4096, "frames a second that the kernel refuses");
 
     public ReceivePath(TapDevice tap, RingConsumer ring, DivertSlot slot, PeerEvents events, MacAddress own, MacAddress peer, bool uso, SourceAddresses? sources)
     {
@@ -146,7 +142,7 @@ internal sealed unsafe class ReceivePath
                 {
                     // The local stack's refusal (no memory) loses this frame only, and so does a header that does not fit it.
                     Errors++;
-                    BoundRefused();
+                    _refused.Count();
                 }
                 else
                 {
@@ -206,21 +202,6 @@ internal sealed unsafe class ReceivePath
         {
             throw new DeliveryException(
                 $"frames written to the TAP {_tapName} do not arrive at the vif: somebody has removed its filter at ingress, or put a filter or a program before it");
-        }
-    }
-
-    private void BoundRefused()
-    {
-        if (++_refused == MaxRefusedPerSecond)
-        {
-            long now = Stopwatch.GetTimestamp();
-            if (now - _refusedSince < Stopwatch.Frequency)
-            {
-                throw new PeerViolationException($"more than {MaxRefusedPerSecond} frames a second that the kernel refuses");
-            }
-
-            _refused = 0;
-            _refusedSince = now;
         }
     }
 }
