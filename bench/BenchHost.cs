@@ -23,5 +23,6 @@ internal sealed record BenchHost(string Key, string Description, int Processors,
 
     public int DebianVersion => Release == DebianRelease.Bookworm ? 12 : 13;
 
-    public XenHostOptions Options => new() { Release = Release, Processors = Processors, Dom0Vcpus = Dom0Vcpus };
+    /// <summary>It may take long to boot: others may be measured at the same time, and the processors be busy.</summary>
+    public XenHostOptions Options => new() { Release = Release, Processors = Processors, Dom0Vcpus = Dom0Vcpus, BootTimeout = TimeSpan.FromMinutes(20) };
 }

@@ -86,7 +86,7 @@ internal static partial class Measurements
         low=0 high=2048
         for step in 1 2 3 4 5 6 7 8; do
           rate=$(((low + high) / 2))
-          lost=$(iperf3 -J -u -l 1400 -b ${rate}M -n $((rate * 1000000 / 128)) -c SERVER | sed -n 's/.*"lost_percent":[^0-9]*\([0-9.e-]*\).*/\1/p' | tail -n 1)
+          lost=$(iperf3 -J -i 0.1 -u -l 1400 -b ${rate}M -n $((rate * 1000000 / 128)) -c SERVER | sed -n 's/.*"lost_percent":[^0-9]*\([0-9.e-]*\).*/\1/p' | tail -n 1)
           if awk "BEGIN { exit !($lost < 0.1) }"; then low=$rate; else high=$rate; fi
         done
         echo $low

@@ -23,14 +23,14 @@ internal sealed class Pair : IAsyncDisposable
 
     public static async Task<Pair> StartAsync(GuestKind kind, int guestVcpus, XenHostOptions options, string kernelArguments = "")
     {
-        GuestOptions guest = new() { Name = "client", Kind = kind, Vcpus = guestVcpus, KernelArguments = kernelArguments };
+        GuestOptions guest = new() { Name = "client", Kind = kind, Vcpus = guestVcpus, KernelArguments = kernelArguments, BootTimeout = options.BootTimeout };
         XenHost host = await XenHost.StartAsync(options with { Guests = [guest, guest with { Name = "server" }] });
         try
         {
             (XenGuest client, XenGuest server) = (host.Guests[0], host.Guests[1]);
-            (await server.RunAsync(Measurements.StartServers)).Check();
+            (await server.RunAsync(Measurements.StartServers, options.BootTimeout)).Check();
             // What booting leaves to do is done, and the two know each other's addresses.
-            (await client.RunAsync($"sleep 10; ping -q -A -c 100 {server.Ipv4}")).Check();
+            (await client.RunAsync($"sleep 10; ping -q -A -c 100 {server.Ipv4}", options.BootTimeout)).Check();
             return new Pair(host, client, server, await XenLoopDaemon.InstallAsync(host), await XenLoopDaemon.InstallAsync(client), await XenLoopDaemon.InstallAsync(server));
         }
         catch

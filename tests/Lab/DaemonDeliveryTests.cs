@@ -134,6 +134,25 @@ public class DaemonDeliveryTests(ITestOutputHelper output)
     }
 
     [Fact]
+    public async Task What_is_overtaken_long_after_the_peer_stood_still_is_thrown_away()
+    {
+        await using DaemonLab lab = await DaemonLab.StartAsync();
+        LabGuest a = await lab.Host.AddGuestAsync("a"), b = await lab.AddGuestAsync("b");
+        lab.StartWith(a, "");
+        await lab.ChannelUpAsync(a, b);
+        // A ping is no demand any more, which would have the sender look.
+        await lab.ReloadAsync(a, "[guest]\npackets-per-second = 1000000\n");
+        lab[b].Signal(LibC.SIGSTOP);
+        await a.RunAsync($"ping -c 1 -W 1 {b.IPv4}");
+        await lab.UntilAsync("the peer is found to take nothing", () => DaemonLab.State(a, b) == "stalled");
+        await Task.Delay(200);
+        await a.RunAsync($"ping -c 1 -W 1 {b.IPv4}"); // by eth0
+        lab[b].Signal(LibC.SIGCONT);
+        await lab.UntilAsync("the peer takes again", () => DaemonLab.State(a, b) == "running");
+        Assert.Equal(1, DaemonLab.Channel(b, a)?.GetProperty("discarded_packets").GetInt64());
+    }
+
+    [Fact]
     public async Task Frames_that_others_put_on_the_TAP_go_nowhere()
     {
         await using DaemonLab lab = await DaemonLab.StartWithChannelAsync();

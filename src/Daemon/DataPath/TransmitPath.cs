@@ -152,18 +152,19 @@ internal sealed unsafe class TransmitPath
         {
             Block();
             Stalls++;
-            // Bounded once more: the next turn asks for the event that wakes us when the peer has taken everything.
+            // Bounded: the next turn asks for the event that wakes us when the peer has taken everything.
             return true;
         }
 
-        // Only what has been overtaken is stale: a peer that stands still while nobody sends to it loses nothing.
-        if (_stalled && !(_marked && _ring.IsAllStale) && _slot.OvertakenAt / NanosecondsPerMillisecond > _progressSince)
+        // Only what has been overtaken is stale: a peer that stands still while nobody sends to it loses nothing. Nothing tells of the packet
+        // that overtakes: it is looked for until it has come.
+        if (_stalled && !IsMarked && _slot.OvertakenAt / NanosecondsPerMillisecond > _progressSince)
         {
             _ring.MarkStale();
             _marked = true;
         }
 
-        return !_stalled;
+        return !_stalled || !IsMarked;
     }
 
     /// <summary>Before a sleep: true while something that went into the TAP has not come out of it, so that the sleep must be bounded.</summary>
@@ -187,6 +188,8 @@ internal sealed unsafe class TransmitPath
 
         return !_tapReady;
     }
+
+    private bool IsMarked => _marked && _ring.IsAllStale;
 
     private void Resume()
     {
