@@ -291,30 +291,29 @@ inline Owe(wakeAt, index, before)
 #endif
 }
 
-/* Throws away what the producer has marked as stale. */
-inline DiscardStale()
+/* Takes a record, or throws it away: what the producer has marked as stale. */
+inline TakeRecord()
 {
 #ifdef STUCK
-    do
+    if
     :: pStale[PEER] != 0 ->
         ReadProduced();
         if
         :: MINUS(pStale[PEER] - 1, rIndex[s] + 1) < MINUS(rProduced[s], rIndex[s]) ->
-            assert((marked[PEER] >> MINUS(PUBLISHED - 1, rIndex[s])) & 1);
-            rIndex[s] = PLUS(rIndex[s], 1)
-        :: else -> break
+            assert((marked[PEER] >> MINUS(PUBLISHED - 1, rIndex[s])) & 1)
+        :: else
         fi
-    :: else -> break
-    od
-#else
-    skip
+    :: else
+    fi;
 #endif
+    rIndex[s] = PLUS(rIndex[s], 1);
+    moved++
 }
 
 inline Receive()
 {
     do
-    :: moved < BURST && rIndex[s] != rProduced[s] -> rIndex[s] = PLUS(rIndex[s], 1); moved++
+    :: moved < BURST && rIndex[s] != rProduced[s] -> TakeRecord()
     :: else -> break
     od;
     if
@@ -322,7 +321,7 @@ inline Receive()
     :: else
     fi;
     do
-    :: moved < BURST && rIndex[s] != rProduced[s] -> rIndex[s] = PLUS(rIndex[s], 1); moved++
+    :: moved < BURST && rIndex[s] != rProduced[s] -> TakeRecord()
     :: else -> break
     od
 }
@@ -457,6 +456,7 @@ inline AwaitsPeer()
         :: true
         :: open[s] = 0; stalled[s] = 1
         fi
+    /* The code bounds this sleep, too, until it has marked: not for the wake-up, which must come without. */
     :: tConsumed[s] != PUBLISHED && !moves && stalled[s] -> bounded = 0; MarkStale()
     fi;
     moves = tConsumed[s] == PUBLISHED
@@ -523,7 +523,7 @@ serve:
     :: atomic { next[s] == TURN && command[s] == DRAIN -> draining = 1; tapReady = 1; next[s] = TRANSMIT }
     :: atomic { next[s] == TURN && command[s] == NOTHING ->
             if
-            :: RECEIVES -> DiscardStale(); Receive()
+            :: RECEIVES -> Receive()
             :: else
             fi;
             if

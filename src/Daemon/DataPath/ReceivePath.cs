@@ -105,14 +105,16 @@ internal sealed unsafe class ReceivePath
         int packets = 0;
         uint bytes = 0;
         uint bulk = 0;
-        while (_ring.IsStale() && _ring.TryPeek(out _))
-        {
-            _ring.Advance();
-            Discarded++;
-        }
-
         for (; packets < Frames.BurstPackets && bytes < Frames.BurstBytes && _ring.TryPeek(out RingSegments frame); packets++)
         {
+            // Of each record: the mark may come while this thread is stopped in the middle of a burst.
+            if (_ring.IsStale())
+            {
+                _ring.Advance();
+                Discarded++;
+                continue;
+            }
+
             uint length = frame.Length;
             if (length < Frames.HeaderBytes)
             {
