@@ -55,7 +55,7 @@ internal static class Compare
     private static async Task<Cell> MeasureAsync(Pair pair, Measurement measurement, DomainTimes overhead)
     {
         List<(Outcome Outcome, DomainTimes Times)> runs = [];
-        for (int i = 0; i < 3 && !(runs.Count == 2 && Math.Abs((runs[0].Outcome.Figure / runs[1].Outcome.Figure) - 1) < Agreement); i++)
+        for (int i = 0; i < measurement.Runs && !(runs.Count == 2 && Math.Abs((runs[0].Outcome.Figure / runs[1].Outcome.Figure) - 1) < Agreement); i++)
         {
             try
             {
