@@ -67,6 +67,7 @@ internal static class GuestView
         {
             _ when peer.Flag("disabled") => $"switched off here; \"xenloop enable {peer.Whole("domid")}\" ends that",
             _ when vif.Text("obstacle") is not null => "see the vif",
+            _ when peer.Text("obstacle") is { } obstacle => obstacle,
             Running when isKept => $"both sides are up, but {Kept}",
             Running => "both sides are up",
             "stalled" => "the peer does not take what is in its ring",

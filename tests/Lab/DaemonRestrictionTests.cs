@@ -52,6 +52,39 @@ public class DaemonRestrictionTests
     }
 
     [Fact]
+    public async Task Packets_that_are_too_long_for_the_peers_port_go_by_netfront_and_get_what_they_get_there()
+    {
+        await using DaemonLab lab = await DaemonLab.StartWithChannelAsync();
+        (LabGuest a, LabGuest b) = lab.Pair;
+        Ping ping = Ping.Start(a, b, interval: 0.05);
+        await MustAsync(lab.Dom0, $"ip link set {b[0].BackendInterface} mtu 1400");
+        await lab.UntilAsync("a says why not", () => Obstacle().Contains("MTU of 1500 bytes", StringComparison.Ordinal) && Obstacle().Contains("1400", StringComparison.Ordinal), Soon);
+        await lab.UntilAsync("b is told that there is something", () => Text(DaemonLab.Channel(b, a), "last_error") == "the peer declines: obstructed");
+        Assert.NotEqual(0, (await a.RunAsync($"ping -q -c 2 -i 0.2 -W 1 -s 1450 -M do {b.IPv4}")).ExitCode);
+
+        // As whoever finds that out does, or DHCP.
+        await MustAsync(a, "ip link set eth0 mtu 1400");
+        await lab.ChannelUpAsync(a, b);
+
+        await MustAsync(a, "ip link set eth0 mtu 9000");
+        await lab.UntilAsync("a says why not", () => Obstacle().Contains("MTU of 9000 bytes", StringComparison.Ordinal), Soon);
+        await MustAsync(lab.Dom0, $"ip link set {b[0].BackendInterface} mtu 9000");
+        await lab.ChannelUpAsync(a, b);
+        // Of some hundred. Each change of the port is another introduction.
+        Assert.InRange((await ping.StopAsync()).Lost, 0, 10);
+
+        string Obstacle() => Text(DaemonLab.Channel(a, b), "obstacle");
+
+        static string Text(JsonElement? peer, string member) => peer is { } known && known.TryGetProperty(member, out JsonElement text) ? text.GetString()! : "";
+
+        static async Task MustAsync(LabDomain domain, string command)
+        {
+            (int exit, string said) = await domain.RunAsync(command);
+            Assert.True(exit == 0, said);
+        }
+    }
+
+    [Fact]
     public async Task A_port_that_is_isolated_meets_those_that_are_not()
     {
         await using DaemonLab lab = await DaemonLab.StartWithChannelAsync();

@@ -102,14 +102,16 @@ public sealed class SourceAddressesTests
     }
 
     [Theory]
-    [InlineData("00:16:3e:00:00:01 1 1", null, 0UL)]
-    [InlineData("00:16:3e:00:00:01 1 1 0000000000000abc", null, 0xabcUL)]
-    [InlineData("00:16:3e:00:00:01 1 1 0000000000000abc from=10.0.0.1,::/0,other", "10.0.0.1,::/0,other", 0xabcUL)]
-    [InlineData("00:16:3e:00:00:01 1 1 0000000000000000 from=10.0.0.1", "10.0.0.1", 0UL)]
-    public void An_introduction_says_what_it_was_told(string text, string? sources, ulong call)
+    [InlineData("00:16:3e:00:00:01 1 1", null, 0UL, 1500)]
+    [InlineData("00:16:3e:00:00:01 1 1 0000000000000abc", null, 0xabcUL, 1500)]
+    [InlineData("00:16:3e:00:00:01 1 1 0000000000000abc from=10.0.0.1,::/0,other", "10.0.0.1,::/0,other", 0xabcUL, 1500)]
+    [InlineData("00:16:3e:00:00:01 1 1 0000000000000000 from=10.0.0.1", "10.0.0.1", 0UL, 1500)]
+    [InlineData("00:16:3e:00:00:01 1 1 0000000000000000 to=9000", null, 0UL, 9000)]
+    [InlineData("00:16:3e:00:00:01 1 1 0000000000000abc from=10.0.0.1 to=1400", "10.0.0.1", 0xabcUL, 1400)]
+    public void An_introduction_says_what_it_was_told(string text, string? sources, ulong call, int mtu)
     {
         Introduction introduction = Introduction.Parse(text)!.Value;
-        Assert.Equal((sources, call), (introduction.Sources, introduction.Call));
+        Assert.Equal((sources, call, mtu), (introduction.Sources, introduction.Call, introduction.Mtu));
         Assert.Equal(text, introduction.ToString());
     }
 
@@ -119,8 +121,11 @@ public sealed class SourceAddressesTests
     [InlineData("00:16:3e:00:00:01 1 1 0000000000000abc from=10.0.0.1/64")]
     [InlineData("00:16:3e:00:00:01 1 1 0000000000000abc from=10.0.0.1 more")]
     [InlineData("00:16:3e:00:00:01 1 1 0000000000000abc to=10.0.0.1")]
+    [InlineData("00:16:3e:00:00:01 1 1 0000000000000abc to=-1")]
+    [InlineData("00:16:3e:00:00:01 1 1 0000000000000abc to=1500 from=10.0.0.1")]
+    [InlineData("00:16:3e:00:00:01 1 1 to=1400")]
     [InlineData("00:16:3e:00:00:01 1 1 from=10.0.0.1")]
-    public void An_introduction_with_addresses_that_cannot_be_read_is_none(string text) => Assert.Null(Introduction.Parse(text));
+    public void An_introduction_with_a_restriction_that_cannot_be_read_is_none(string text) => Assert.Null(Introduction.Parse(text));
 
     [Fact]
     public void A_list_has_an_end()

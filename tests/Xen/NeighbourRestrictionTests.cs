@@ -80,6 +80,31 @@ public sealed class NeighbourRestrictionTests(NeighbourFixture xen)
             $"for d in {g1.Domid} {g2.Domid}; do echo {on} >/sys/class/net/vif$d.0/brport/isolated; done")).Check();
     }
 
+    [Fact]
+    public async Task A_port_that_drops_long_packets_drops_them_though_there_was_a_channel()
+    {
+        (Node g1, Node g2) = (xen["g1"], xen["g2"]);
+        await xen.ConvergeAsync(g1, g2);
+        try
+        {
+            await MtuAsync(1400);
+            Assert.Contains(" 0 received", await LongPingAsync(), StringComparison.Ordinal);
+            (await g1.RunAsync($"ping -q -c 3 -i 0.1 -W 1 {g2.Guest.Ipv4}")).Check();
+            Assert.Contains("1400 bytes", (await g1.Daemon.PeerAsync(g2.Domid))!.Value.GetProperty("obstacle").GetString(), StringComparison.Ordinal);
+        }
+        finally
+        {
+            await MtuAsync(1500);
+        }
+
+        await xen.ConvergeAsync(g1, g2);
+        Assert.Contains(" 3 received", await LongPingAsync(), StringComparison.Ordinal);
+
+        async Task MtuAsync(int mtu) => (await xen.Host.RunAsync($"ip link set vif{g2.Domid}.0 mtu {mtu}; sleep 1")).Check();
+
+        async Task<string> LongPingAsync() => (await g1.RunAsync($"ping -q -c 3 -i 0.1 -W 1 -M do -s 1450 {g2.Guest.Ipv4}")).Output;
+    }
+
     /// <summary>Who had the address before does not know that it has lost it.</summary>
     [Fact]
     public async Task Whoever_takes_a_MAC_over_gets_its_frames()

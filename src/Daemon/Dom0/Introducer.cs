@@ -45,7 +45,7 @@ internal static class Introducer
                 {
                     ChannelKey key = new(guest.Vifs[i].Vif, peer.Domid, peer.Vifs[j].Vif);
                     ulong call = peer.Calls.GetValueOrDefault(new ChannelKey(peer.Vifs[j].Vif, guest.Domid, guest.Vifs[i].Vif));
-                    (peers ??= []).Add((key, new Introduction(peer.Vifs[j].Mac, peer.Offer!.Value, call, peer.Vifs[j].Sources)));
+                    (peers ??= []).Add((key, new Introduction(peer.Vifs[j].Mac, peer.Offer!.Value, call, peer.Vifs[j].Sources, peer.Standings[j].Mtu)));
                 }
             }
         }

@@ -1,4 +1,5 @@
 using XenLoop.Interop.Linux;
+using XenLoop.Protocol;
 
 namespace XenLoop.Dom0;
 
@@ -7,7 +8,8 @@ namespace XenLoop.Dom0;
 /// <param name="Ambiguity">Why its MAC address does not lead to it alone, in words; null when it does.</param>
 /// <param name="Barrier">What in Dom0 restricts what it sends or gets, in words; null for nothing.</param>
 /// <param name="IsIsolated">Its bridge forwards nothing between it and others that are isolated.</param>
-internal sealed record VifStanding(string? Segment, string? Ambiguity = null, string? Barrier = null, bool IsIsolated = false)
+/// <param name="Mtu">Bytes of the longest packet that its port hands on to it, unless that is a super-packet.</param>
+internal sealed record VifStanding(string? Segment, string? Ambiguity = null, string? Barrier = null, bool IsIsolated = false, int Mtu = Introduction.UsualMtu)
 {
     /// <summary>On no segment.</summary>
     public static readonly VifStanding Nowhere = new(Segment: null);
@@ -34,11 +36,11 @@ internal sealed record VifStanding(string? Segment, string? Ambiguity = null, st
             : null;
         if (vif.Backend != 0)
         {
-            return new VifStanding(segment, ambiguity, ToolstacksBarrier(vif) ?? "what its driver domain does to its frames cannot be read from here");
+            return new VifStanding(segment, ambiguity, ToolstacksBarrier(vif) ?? "what its driver domain does to its frames cannot be read from here", Mtu: Introduction.AnyMtu);
         }
 
         SwitchPort port = facts.Ports[vif.Interface];
-        return new VifStanding(segment, ambiguity, ToolstacksBarrier(vif) ?? PortsBarrier(port) ?? FiltersBarrier(vif.Interface, port, facts), port.IsIsolated);
+        return new VifStanding(segment, ambiguity, ToolstacksBarrier(vif) ?? PortsBarrier(port) ?? FiltersBarrier(vif.Interface, port, facts), port.IsIsolated, port.Mtu);
     }
 
     private static string? ToolstacksBarrier(VifRecord vif) => vif.Forbidden ?? (vif.Rate is null ? null : $"its rate is limited (rate {vif.Rate})");

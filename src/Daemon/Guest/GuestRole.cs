@@ -404,5 +404,5 @@ internal sealed class GuestRole : IRole
 
     private bool IsWanted(Channel channel) =>
         _vifs.Current(channel.Key.Vif) is not null && _introductions.Peers.TryGetValue(channel.Key, out Introduction peer)
-        && peer.Mac == channel.PeerMac && peer.Sources == channel.PeerSources && !_disabled.Contains(peer.Mac);
+        && peer.Mac == channel.PeerMac && peer.Sources == channel.PeerSources && peer.Mtu == channel.PeerMtu && !_disabled.Contains(peer.Mac);
 }

@@ -20,6 +20,9 @@ internal sealed class SwitchPort
 
     public bool IsUp { get; init; } = true;
 
+    /// <summary>Bytes of the longest packet that it takes from the switch, unless that is a super-packet.</summary>
+    public int Mtu { get; init; } = 1500;
+
     /// <summary>The VLAN of the port's untagged frames; 0 where there is none, or the kernel knows no VLANs.</summary>
     public int Pvid { get; init; }
 
@@ -54,6 +57,7 @@ internal static class SwitchPorts
     private const ushort RTM_NEWLINK = 16;
     private const ushort RTM_GETLINK = 18;
     private const ushort IFLA_IFNAME = 3;
+    private const ushort IFLA_MTU = 4;
     private const ushort IFLA_MASTER = 10;
     private const ushort IFLA_PROTINFO = 12;
     private const ushort IFLA_LINKINFO = 18;
@@ -118,6 +122,7 @@ internal static class SwitchPorts
                     MasterIndex = master.Index,
                     IsBridge = master.IsBridge,
                     IsUp = (link.Flags & LinkFlags.IFF_UP) != 0,
+                    Mtu = link.Mtu,
                     Pvid = link.Pvid,
                     FiltersVlans = master.FiltersVlans,
                     Forwards = link.Forwards,
@@ -144,6 +149,9 @@ internal static class SwitchPorts
             {
                 case IFLA_IFNAME:
                     link.Name = attributes.Text;
+                    break;
+                case IFLA_MTU:
+                    link.Mtu = BinaryPrimitives.ReadInt32LittleEndian(attributes.Data);
                     break;
                 case IFLA_MASTER:
                     link.Master = BinaryPrimitives.ReadInt32LittleEndian(attributes.Data);
@@ -239,6 +247,7 @@ internal static class SwitchPorts
         public LinkFlags Flags;
         public string Name = "";
         public int Master;
+        public int Mtu;
         public bool IsBridge;
         public bool FiltersVlans;
         public bool CallsIpTables;

@@ -68,6 +68,7 @@ internal sealed class Channel
         Key = key;
         PeerMac = peer.Mac;
         PeerSources = peer.Sources;
+        PeerMtu = peer.Mtu;
         _listener = context.Self < key.Peer;
         _machine = new ChannelMachine(_listener, key.Peer, () => (ulong)Random.Shared.NextInt64(1, long.MaxValue));
         _machine.SetIdleTime(context.IdleTime, TimeSpan.Zero);
@@ -81,6 +82,9 @@ internal sealed class Channel
 
     /// <summary>The addresses that the peer may use, see <see cref="AddressList"/>; null for all.</summary>
     public string? PeerSources { get; }
+
+    /// <summary>Bytes of the longest packet that Dom0 would let through to the peer.</summary>
+    public int PeerMtu { get; }
 
     /// <summary>Index of the TAP; 0 while there is none.</summary>
     public int TapIndex => _resources.TapIndex;
@@ -135,7 +139,7 @@ internal sealed class Channel
     public bool NeedsTurn(bool wanted, TimeSpan now)
     {
         _node.Bound(now);
-        bool changed = _machine.Wanted != wanted || _obstacle != _port.Obstacle;
+        bool changed = _machine.Wanted != wanted || _obstacle != Obstacle;
         _machine.Wanted = wanted;
         return changed || _heard || _resources.Fault is not null || Due.IsDue(now);
     }
@@ -162,11 +166,15 @@ internal sealed class Channel
         }
 
         ChannelMessage? said = _said;
-        _obstacle = _port.Obstacle;
+        _obstacle = Obstacle;
         _machine.Obstacle = _obstacle is null ? null : $"{Obstructed}: {_obstacle}";
         if (said is { Phase: ChannelPhase.Declined })
         {
-            TellDeclined(said.Value.Reason, now);
+            TellKept($"the peer declines: {said.Value.Reason}", now);
+        }
+        else if (ObstacleAtPeer is { } obstacle)
+        {
+            TellKept(obstacle, now);
         }
 
         _machine.Look(_resources.Moved, now);
@@ -226,11 +234,22 @@ internal sealed class Channel
             json.WriteNumber("discarded_packets", counters.Discarded);
         }
 
+        if (ObstacleAtPeer is { } obstacle)
+        {
+            json.WriteString("obstacle", obstacle);
+        }
+
         if (_lastComplaint.Length > 0)
         {
             json.WriteString("last_error", _lastComplaint);
         }
     }
+
+    private string? Obstacle => _port.Obstacle ?? ObstacleAtPeer;
+
+    /// <summary>What Dom0 would do to some of the packets to this peer.</summary>
+    private string? ObstacleAtPeer => _port.Mtu <= PeerMtu ? null
+        : $"{_port.InterfaceName} has an MTU of {_port.Mtu} bytes, and Dom0 lets packets of {PeerMtu} bytes through to the peer";
 
     /// <returns>False when the same move is to be made again later.</returns>
     private bool Do(in ChannelMove move, TimeSpan now)
@@ -330,9 +349,9 @@ internal sealed class Channel
 
     private static string ForPeer(string reason) => reason.StartsWith(Obstructed, StringComparison.Ordinal) ? Obstructed : reason;
 
-    private void TellDeclined(string reason, TimeSpan now)
+    private void TellKept(string reason, TimeSpan now)
     {
-        _lastComplaint = $"the peer declines: {reason}";
+        _lastComplaint = reason;
         if (IsNews(_lastComplaint))
         {
             _context.Messages.Info(Key.Peer, $"{Key} stays on netfront: {_lastComplaint}", now);

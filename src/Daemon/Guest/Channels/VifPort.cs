@@ -47,6 +47,9 @@ internal sealed class VifPort : IDisposable
 
     public VifDivert Divert { get; }
 
+    /// <summary>Bytes of the interface's longest packets.</summary>
+    public int Mtu => _settings.Mtu;
+
     /// <summary>False when the interface went away, though there may be another in its place.</summary>
     public bool IsInPlace { get; private set; } = true;
 
