@@ -169,6 +169,14 @@ internal sealed class DaemonLab : IAsyncDisposable
     /// <summary>The session that a guest is in or was in last.</summary>
     public ulong? Session(LabGuest guest, LabGuest peer) => Said(guest, peer)?.Session;
 
+    /// <summary>What a guest holds, but for the pages that it keeps for the next channels with peers it had one with.</summary>
+    public BrokerUsage Held(LabGuest guest)
+    {
+        int kept = Status(guest) is { } status && status.TryGetProperty("kept_grants", out JsonElement grants) ? grants.GetInt32() : 0;
+        BrokerUsage usage = Host.Broker.Count(guest.Domid);
+        return usage with { PagesGranted = usage.PagesGranted - kept };
+    }
+
     public GuestUsage Usage(LabGuest guest) => new(Host.Broker.Count(guest.Domid), XenStore.Count(guest.Domid));
 
     /// <summary>Waits until the guest holds what it held at an earlier time.</summary>

@@ -64,7 +64,7 @@ public class DaemonPolicyTests(ITestOutputHelper output)
             await lab.UntilAsync("the channel is closed", () =>
             {
                 elapsed = watch.Elapsed;
-                return !lab.IsConnected(a[0], b[0]) && lab.Host.Broker.Count(a.Domid) == default && lab.Host.Broker.Count(b.Domid) == default;
+                return !lab.IsConnected(a[0], b[0]) && lab.Held(a) == default && lab.Held(b) == default;
             });
             times.Add(elapsed.TotalMilliseconds);
             Assert.True(lab.IsStranger(a[0], b[0]));
@@ -157,7 +157,7 @@ public class DaemonPolicyTests(ITestOutputHelper output)
             await lab.IntroducedAsync();
             await lab.UntilAsync("both are on netfront", () => DaemonLab.State(a, b) == "none" && DaemonLab.State(b, a) == "none");
             Assert.Equal("off", lab.XenStore.Read($"{a.Home}/data/xenloop/offer"));
-            await lab.UntilAsync("a holds nothing", () => lab.Host.Broker.Count(a.Domid) == default && Namespaces.Traces(a).Length == 0);
+            await lab.UntilAsync("a holds nothing", () => lab.Held(a) == default && Namespaces.Traces(a).Length == 0);
             await lab.ReloadAsync(a, "[guest]\nenabled = true\n");
             await lab.UntilAsync("a channel", () => lab.IsUp(a, b));
         }
@@ -186,7 +186,7 @@ public class DaemonPolicyTests(ITestOutputHelper output)
         }
 
         await lab.ReloadAsync(a, "[guest]\nenabled = false\n");
-        await lab.UntilAsync("a holds nothing", () => lab.Host.Broker.Count(a.Domid) == default && Namespaces.Traces(a).Length == 0);
+        await lab.UntilAsync("a holds nothing", () => lab.Held(a) == default && Namespaces.Traces(a).Length == 0);
         await lab.ReloadAsync(a, "[guest]\nenabled = true\n");
         if (killed)
         {

@@ -159,7 +159,7 @@ public class DaemonStatusTests(ITestOutputHelper output)
         {
             (int exit, string text) = await a.RunAsync($"{DaemonLab.Command} disable {peer} {DaemonLab.Socket}");
             Assert.Equal((0, $"disabled: {b.MacText}\n"), (exit, text));
-            await lab.UntilAsync("the channel is closed", () => !lab.IsUp(a, b) && lab.Host.Broker.Count(a.Domid) == default);
+            await lab.UntilAsync("the channel is closed", () => !lab.IsUp(a, b) && lab.Held(a) == default);
             long diverted = DaemonLab.Diverted(a, b);
             await Task.Delay(500);
             Assert.Equal(diverted, DaemonLab.Diverted(a, b));

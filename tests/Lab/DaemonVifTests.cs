@@ -171,7 +171,7 @@ public class DaemonVifTests
         // The backends end, with the vifs' interfaces.
         await lab.Host.DestroyGuestAsync(driver);
         await lab.IntroducedAsync((b[1], c[0]));
-        await lab.UntilAsync("a and b have no channel", () => lab.Host.Broker.Count(a.Domid) == default && lab.Host.Broker.Count(b.Domid).Ports == 1);
+        await lab.UntilAsync("a and b have no channel", () => lab.Held(a) == default && lab.Host.Broker.Count(b.Domid).Ports == 1);
         await lab.UntilAsync(() => $"nothing is left: {string.Join(", ", Namespaces.Traces(a))}", () => Namespaces.Traces(a).Length == 0);
         Assert.True(lab.Usage(a).XenStore.Watches <= idle.XenStore.Watches, lab.Messages());
         await lab.MustDivertAsync(b[1], c[0]);
@@ -208,7 +208,7 @@ public class DaemonVifTests
         LabVif vif = await lab.Host.PlugAsync(guests[1], 0, new(Bridge, Vlan: 6, BackendDomain: driver));
         await lab.IntroducedAsync((vif, guests[2][0]));
         await lab.MustDivertAsync(vif, guests[2][0]);
-        Assert.Equal(default, lab.Host.Broker.Count(guests[0].Domid));
+        Assert.Equal(default, lab.Held(guests[0]));
     }
 
     [Fact]

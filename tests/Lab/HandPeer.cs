@@ -279,8 +279,15 @@ internal sealed class HandPeer : IDisposable
     }
 
     /// <summary>Comes back as another daemon would, while the one before is stopped: what that has mapped stays mapped.</summary>
-    public async Task AbandonAsync()
+    /// <param name="saysClosed">Before that it says that it has unmapped everything.</param>
+    public async Task AbandonAsync(bool saysClosed = false)
     {
+        if (saysClosed)
+        {
+            Say(ChannelPhase.Closed);
+            await _lab.UntilAsync("the other side has closed", () => OtherClosed);
+        }
+
         Abandon();
         await _lab.UntilAsync("the hand-written peer is withdrawn", () => DaemonLab.State(_other, _self) == "none");
         Offer(OfferText);

@@ -209,7 +209,7 @@ internal sealed class ChannelTable(ChannelContext context)
     /// </summary>
     private bool HasRoom(ushort peer, double packetsPerSecond, TimeSpan now)
     {
-        if (_channels.Count < _maxChannels && (context.Kept.Has(peer) || Memory + (2L * context.RingBytes) <= MemoryLimit))
+        if (_channels.Count < _maxChannels && (context.Kept.Has(peer) || Fits() || (context.Kept.MakeRoom(now, context.CheckNotResumed) && Fits())))
         {
             return true;
         }
@@ -226,7 +226,7 @@ internal sealed class ChannelTable(ChannelContext context)
         {
             _crowded = true;
             Log.Warning($"{_channels.Count} channels are as many as max-channels ({_maxChannels}) and max-memory-mib ({MemoryLimit >> 20}) allow"
-                + $"{(context.Kept.Bytes > 0 ? $" ({context.Kept.Bytes >> 10} KiB are kept for peers that have not unmapped them)" : "")}: "
+                + $"{(context.Kept.Bytes > 0 ? $" ({context.Kept.Bytes >> 10} KiB are kept for peers that may not have unmapped them)" : "")}: "
                 + "the least used make room for peers with more traffic, which stays on netfront meanwhile");
         }
 
@@ -238,6 +238,8 @@ internal sealed class ChannelTable(ChannelContext context)
         }
 
         return false;
+
+        bool Fits() => Memory + (2L * context.RingBytes) <= MemoryLimit;
     }
 
     /// <summary>How many channels there are too many.</summary>

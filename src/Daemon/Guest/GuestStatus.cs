@@ -10,7 +10,7 @@ namespace XenLoop.Guest;
 /// <param name="introductions">What it is told.</param>
 /// <param name="vifs">What it is attached to.</param>
 /// <param name="channels">Those there are.</param>
-/// <param name="kept">Memory that peers have not let go of.</param>
+/// <param name="kept">Memory of sessions that are over.</param>
 /// <param name="disabled">Whom the operator keeps on netfront.</param>
 internal sealed class GuestStatus(Introductions introductions, Vifs vifs, ChannelTable channels, KeptMemory kept, DisabledPeers disabled)
 {
@@ -26,6 +26,7 @@ internal sealed class GuestStatus(Introductions introductions, Vifs vifs, Channe
         json.WriteNumber("channels", channels.Count);
         json.WriteNumber("ring_memory_bytes", channels.Memory);
         json.WriteNumber("kept_memory_bytes", kept.Bytes);
+        json.WriteNumber("kept_grants", kept.Grants);
         json.WriteNumber("ring_memory_limit_bytes", channels.MemoryLimit);
         if (vifs.Complaint is { } complaint)
         {

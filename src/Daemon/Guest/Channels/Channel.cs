@@ -21,7 +21,7 @@ internal sealed record ChannelContext(
     /// <summary>A channel that carries nothing for so long is dropped.</summary>
     public TimeSpan IdleTime { get; set; }
 
-    /// <summary>What peers have not let go of.</summary>
+    /// <summary>What peers had, and may have not let go of.</summary>
     public KeptMemory Kept { get; } = new(Hypervisor.EventChannels);
 
     /// <summary>Removes the TAPs of channels that are over.</summary>
@@ -262,7 +262,7 @@ internal sealed class Channel
                     _node.Say(new ChannelMessage(ChannelPhase.Calling, move.Session));
                     break;
                 case ChannelAct.Listen:
-                    (uint reference, uint port) = _resources.Listen(move.Session);
+                    (uint reference, uint port) = _resources.Listen(move.Session, now);
                     _node.Say(new ChannelMessage(ChannelPhase.Listening, move.Session, _context.Offer, reference, port));
                     break;
                 case ChannelAct.Connect:
@@ -323,10 +323,8 @@ internal sealed class Channel
 
         TimeSpan patience = _machine.CloseBy.IsNever ? _drainTime : TimeSpan.FromTicks(Math.Min(_drainTime.Ticks, _machine.CloseBy.In(now).Ticks));
         // A listener that nobody has answered has nothing that is mapped, as far as its peer says.
-        LetGo letGo = _said is { } said && said.Session == move.Session ? (said.Phase == ChannelPhase.Closed ? LetGo.Closed : LetGo.Unsaid)
-            : _machine.Step == ChannelStep.Listening ? LetGo.NeverConnected
-            : LetGo.Unsaid;
-        _resources.Release(patience, letGo, now);
+        bool isLetGo = _said is { } said && said.Session == move.Session ? said.Phase == ChannelPhase.Closed : _machine.Step == ChannelStep.Listening;
+        _resources.Release(patience, isLetGo, now);
         _machine.Did(move, now);
         if (move.Failed)
         {

@@ -39,7 +39,7 @@ internal sealed unsafe class ChannelMemory
 
     /// <summary>The listener's side: grants everything to <paramref name="peer"/>, in pages that it was granted before, if it has not let go of them.</summary>
     /// <exception cref="NativeException">Too few pages, grants or ports even for the smallest rings.</exception>
-    public static ChannelMemory Listen(IHypervisor hypervisor, KeptMemory kept, ushort peer, ulong session, uint ringBytes)
+    public static ChannelMemory Listen(IHypervisor hypervisor, KeptMemory kept, ushort peer, ulong session, uint ringBytes, TimeSpan now)
     {
         EventChannel events = hypervisor.EventChannels.AllocateUnbound(peer);
         GrantedPages? before = kept.Take(peer), pages = before;
@@ -68,7 +68,7 @@ internal sealed unsafe class ChannelMemory
         {
             if (before is not null)
             {
-                kept.Put(peer, before);
+                kept.Put(peer, before, now);
             }
             else
             {
@@ -133,9 +133,9 @@ internal sealed unsafe class ChannelMemory
     /// <summary>Gives everything back, except what the peer holds on to.</summary>
     /// <param name="kept">Gets that.</param>
     /// <param name="peer">Of the channel.</param>
-    /// <param name="said">The peer's word for having let go.</param>
+    /// <param name="isLetGo">See <see cref="KeptMemory.Return"/>.</param>
     /// <param name="now">See <see cref="Loop.Deadline"/>.</param>
-    public void Release(KeptMemory kept, ushort peer, LetGo said, TimeSpan now)
+    public void Release(KeptMemory kept, ushort peer, bool isLetGo, TimeSpan now)
     {
         if (_granted is null)
         {
@@ -148,7 +148,7 @@ internal sealed unsafe class ChannelMemory
             Volatile.Write(ref Page->ListenerAlive, 0);
             Events.Notify();
             _granted.Control.SetDeathNotice(null);
-            kept.Return(peer, _granted, said, now);
+            kept.Return(peer, _granted, isLetGo, now);
         }
 
         Events.Dispose();

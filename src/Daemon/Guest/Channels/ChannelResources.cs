@@ -36,9 +36,9 @@ internal sealed class ChannelResources(ChannelContext context, ChannelKey key, V
 
     /// <summary>Listener: grants the memory.</summary>
     /// <returns>What the connector has to know.</returns>
-    public (uint GrantReference, uint Port) Listen(ulong session)
+    public (uint GrantReference, uint Port) Listen(ulong session, TimeSpan now)
     {
-        _memory = ChannelMemory.Listen(context.Hypervisor, context.Kept, key.Peer, session, context.RingBytes);
+        _memory = ChannelMemory.Listen(context.Hypervisor, context.Kept, key.Peer, session, context.RingBytes, now);
         return (_memory.GrantReference, _memory.Events.Port);
     }
 
@@ -114,9 +114,9 @@ internal sealed class ChannelResources(ChannelContext context, ChannelKey key, V
 
     /// <summary>Gives everything back, whatever there is; the peer may be dead.</summary>
     /// <param name="patience">For what the peer has left in its ring.</param>
-    /// <param name="said">The peer's word for having let go of the memory.</param>
+    /// <param name="isLetGo">See <see cref="KeptMemory.Return"/>.</param>
     /// <param name="now">See <see cref="Loop.Deadline"/>.</param>
-    public void Release(TimeSpan patience, LetGo said, TimeSpan now)
+    public void Release(TimeSpan patience, bool isLetGo, TimeSpan now)
     {
         if (_path is { } path)
         {
@@ -142,7 +142,7 @@ internal sealed class ChannelResources(ChannelContext context, ChannelKey key, V
         if (_memory is not null)
         {
             context.CheckNotResumed();
-            _memory.Release(context.Kept, key.Peer, said, now);
+            _memory.Release(context.Kept, key.Peer, isLetGo, now);
             _memory = null;
         }
     }
