@@ -177,7 +177,7 @@ internal sealed class DaemonLab : IAsyncDisposable
         return usage with { PagesGranted = usage.PagesGranted - kept };
     }
 
-    public GuestUsage Usage(LabGuest guest) => new(Host.Broker.Count(guest.Domid), XenStore.Count(guest.Domid));
+    public GuestUsage Usage(LabGuest guest) => new(Held(guest), XenStore.Count(guest.Domid));
 
     /// <summary>Waits until the guest holds what it held at an earlier time.</summary>
     public Task UsageIsAsync(LabGuest guest, GuestUsage usage) =>
