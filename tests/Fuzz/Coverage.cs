@@ -1,3 +1,4 @@
+using System.Numerics;
 using System.Runtime.InteropServices;
 using System.Runtime.Intrinsics;
 using SharpFuzz.Common;
@@ -11,7 +12,6 @@ namespace XenLoop.Tests.Fuzz;
 internal sealed unsafe class Coverage
 {
     private const int Size = 1 << 16; // SharpFuzz's
-    private const int Chunk = 128;
 
     private readonly byte[] _seen = new byte[Size];
     private readonly List<(ushort Edge, byte Count)> _trace = [];
@@ -36,24 +36,18 @@ internal sealed unsafe class Coverage
         byte* hits = Trace.SharedMem;
         _trace.Clear();
         bool news = false;
-        for (int i = 0; i < Size; i += Chunk)
+        for (int i = 0; i < Size; i += Vector256<byte>.Count)
         {
-            if ((Vector256.LoadAligned(hits + i) | Vector256.LoadAligned(hits + i + 32) | Vector256.LoadAligned(hits + i + 64) | Vector256.LoadAligned(hits + i + 96)) == Vector256<byte>.Zero)
+            uint hit = ~Vector256.Equals(Vector256.LoadAligned(hits + i), Vector256<byte>.Zero).ExtractMostSignificantBits();
+            for (; hit != 0; hit &= hit - 1)
             {
-                continue;
+                int edge = i + BitOperations.TrailingZeroCount(hit);
+                int times = hits[edge];
+                hits[edge] = 0;
+                byte count = (byte)(1 << times switch { <= 3 => times - 1, <= 7 => 3, <= 15 => 4, <= 31 => 5, <= 127 => 6, _ => 7 });
+                _trace.Add(((ushort)edge, count));
+                news |= (_seen[edge] & count) == 0;
             }
-
-            for (int edge = i; edge < i + Chunk; edge++)
-            {
-                if (hits[edge] is var times and not 0)
-                {
-                    byte count = (byte)(1 << times switch { <= 3 => times - 1, <= 7 => 3, <= 15 => 4, <= 31 => 5, <= 127 => 6, _ => 7 });
-                    _trace.Add(((ushort)edge, count));
-                    news |= (_seen[edge] & count) == 0;
-                }
-            }
-
-            new Span<byte>(hits + i, Chunk).Clear();
         }
 
         return news;

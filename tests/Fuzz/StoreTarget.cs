@@ -23,6 +23,7 @@ internal sealed class StoreTarget
     ];
 
     private readonly TreeReader _tree = new();
+    private readonly GuestRecord _guest = new(5, TimeSpan.Zero);
 
     public void Run(ReadOnlySpan<byte> input)
     {
@@ -45,9 +46,9 @@ internal sealed class StoreTarget
         // Those that Dom0 makes introductions of are the toolstack's.
         Require(VifRecord.Ip(value).Sources is not { } ip || AddressList.Parse(ip) is not null, "ip= that no guest understands");
         Require(VifRecord.Locked("locked", value, value).Sources is not { } locked || AddressList.Parse(locked) is not null, "locked addresses that no guest understands");
-        GuestRecord guest = new(5, TimeSpan.Zero);
-        guest.Remember($"{StorePaths.Area(5)}/{value}", _ => true);
-        Require(guest.Unread.All(n => n is "" or StorePaths.OfferName || ChannelKey.ParseNode(n)?.NodeName == n), "a node that is none of a channel");
+        _guest.Unread.Clear();
+        _guest.Remember($"{StorePaths.Area(5)}/{value}", _ => true);
+        Require(_guest.Unread.All(n => n is "" or StorePaths.OfferName || ChannelKey.ParseNode(n)?.NodeName == n), "a node that is none of a channel");
         if (value.Contains('=', StringComparison.Ordinal))
         {
             ReadTree(value);

@@ -12,10 +12,10 @@ internal sealed record Target(Func<TargetBody> Make, int Longest, string[] Token
     public static IReadOnlyDictionary<string, Target> All { get; } = new Dictionary<string, Target>
     {
         ["ring"] = new(() => new RingTarget().Run, 512, RingTarget.Tokens),
-        ["store"] = new(() => new StoreTarget().Run, 512, StoreTarget.Tokens),
+        ["store"] = new(() => new StoreTarget().Run, 256, StoreTarget.Tokens),
         ["control"] = new(() => new ControlTarget().Run, 256, ControlTarget.Tokens),
-        ["policy"] = new(() => PolicyTarget.Run, 512, PolicyTarget.Tokens),
-        ["netlink"] = new(() => NetlinkTarget.Run, 1024, NetlinkTarget.Tokens),
+        ["policy"] = new(() => PolicyTarget.Run, 160, PolicyTarget.Tokens),
+        ["netlink"] = new(() => NetlinkTarget.Run, 1536, NetlinkTarget.Tokens),
     };
 
     /// <summary>What must hold of whatever the daemon made of an input.</summary>
