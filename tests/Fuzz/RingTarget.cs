@@ -79,6 +79,7 @@ internal sealed unsafe class RingTarget
         }
         finally
         {
+            CheckTaken(consumer);
             *(ulong*)(_slot + DivertSlot.ArrivedOffset) = 0;
             _dirty.ForEach(d => Put(d.Index, new byte[d.Length], remember: false));
             _dirty.Clear();
@@ -126,9 +127,11 @@ internal sealed unsafe class RingTarget
 
                 break;
             case 7:
-                Pump(path, consumer, hasSources);
+                Pump(path, hasSources);
                 break;
             case 8:
+                uint produced = consumer.Produced();
+                Require(produced - RingMemory.Index(consumer) <= RingBytes - consumer.Unpublished, $"{produced} is believed");
                 _ = path.TakesEvent();
                 _ = path.Arm();
                 path.Disarm();
@@ -139,8 +142,11 @@ internal sealed unsafe class RingTarget
                 break;
         }
 
-        Require(consumer.Unpublished <= RingBytes && consumer.IsBefore(_reach + 1), "more taken than published");
+        CheckTaken(consumer);
     }
+
+    private void CheckTaken(RingConsumer consumer) =>
+        Require(consumer.Unpublished <= RingBytes && (int)(_reach - RingMemory.Index(consumer)) >= 0, "more taken than published");
 
     /// <summary>The peer's next record: its length, whatever it has.</summary>
     private void Publish(uint length)
@@ -150,7 +156,7 @@ internal sealed unsafe class RingTarget
         _memory.ProducerLine->Index = _at;
     }
 
-    private void Pump(ReceivePath path, RingConsumer consumer, bool hasSources)
+    private void Pump(ReceivePath path, bool hasSources)
     {
         (ulong packets, ulong bytes) = (path.Packets, path.Bytes);
         _ = LibC.lseek(_tap, 0, LibC.SEEK_SET);
@@ -169,8 +175,6 @@ internal sealed unsafe class RingTarget
                 CheckFrame(new(_written, (int)Math.Min(written, 256)), packets == 1 ? (int)bytes : int.MaxValue, hasSources);
             }
         }
-
-        Require(_memory.ConsumerLine->Index - _at <= RingBytes || consumer.IsBefore(_reach + 1), "more given back than published");
     }
 
     private static void CheckFrame(ReadOnlySpan<byte> header, int frameBytes, bool hasSources)
@@ -207,7 +211,7 @@ internal sealed unsafe class RingTarget
             if ((head[0] & OffloadHeader.VIRTIO_NET_HDR_F_NEEDS_CSUM) != 0)
             {
                 _dirty.Add((place, (int)length));
-                InnerChecksum.Complete(record, head);
+                Complete(record, place, head);
             }
 
             Put(place - RingRecord.HeaderBytes, new byte[RingRecord.HeaderBytes]);
@@ -223,6 +227,24 @@ internal sealed unsafe class RingTarget
         }
 
         _ = producer.HasRoom;
+    }
+
+    /// <summary>The frame is this side's own: whatever it says, nothing but the record changes, and the peer has no part in it.</summary>
+    private void Complete(in RingSegments record, uint place, ReadOnlySpan<byte> head)
+    {
+        uint checksum = Frames.VnetHeaderBytes + (uint)BinaryPrimitives.ReadUInt16LittleEndian(head[6..]) + BinaryPrimitives.ReadUInt16LittleEndian(head[8..]);
+        byte* outside = _memory.Data + ((place + Math.Max(checksum, record.Length)) & (RingBytes - 1));
+        byte before = *outside;
+        try
+        {
+            InnerChecksum.Complete(record, head);
+        }
+        catch (PeerViolationException e)
+        {
+            throw new InvalidOperationException("the peer is blamed", e);
+        }
+
+        Require(*outside == before, $"a byte outside the record, at {checksum}");
     }
 
     private void Put(uint index, ReadOnlySpan<byte> bytes, bool remember = true)

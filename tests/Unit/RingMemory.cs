@@ -101,7 +101,7 @@ internal sealed unsafe class RingMemory : IDisposable
     private static extern ref uint Consumed(RingProducer producer);
 
     [UnsafeAccessor(UnsafeAccessorKind.Field, Name = "_index")]
-    private static extern ref uint Index(RingConsumer consumer);
+    internal static extern ref uint Index(RingConsumer consumer);
 
     [UnsafeAccessor(UnsafeAccessorKind.Field, Name = "_published")]
     private static extern ref uint Published(RingConsumer consumer);
