@@ -53,6 +53,9 @@ internal sealed unsafe class Coverage
         return news;
     }
 
+    /// <summary>The edges of the last input that none has reached before.</summary>
+    public HashSet<ushort> Unseen() => [.. _trace.Where(t => _seen[t.Edge] == 0).Select(t => t.Edge)];
+
     /// <summary>Counts what the last input hit as seen.</summary>
     /// <returns>How many edges none had reached before.</returns>
     public int Add()

@@ -111,23 +111,47 @@ internal sealed class Fuzzer
         }
     }
 
-    /// <summary>Keeps the shortest inputs that reach all edges together.</summary>
+    /// <summary>Keeps the shortest inputs that reach all edges together, and of each what it takes.</summary>
     private void Save()
     {
         Coverage coverage = new();
         List<byte[]> least = [];
         foreach (byte[] input in _corpus.OrderBy(i => i.Length))
         {
-            _ = Hit(input);
-            _ = coverage.End();
-            if (coverage.Add() > 0)
+            HashSet<ushort> edges = Unseen(input);
+            if (edges.Count > 0)
             {
-                least.Add(input);
+                byte[] trimmed = Trim(input, i => edges.IsSubsetOf(Unseen(i)));
+                _ = Unseen(trimmed);
+                _ = coverage.Add();
+                least.Add(trimmed);
             }
         }
 
         Corpus.Save(_name, least);
         Console.WriteLine($"{_name}: kept {least.Count} inputs, {coverage.Edges} edges");
+
+        HashSet<ushort> Unseen(byte[] input)
+        {
+            _ = Hit(input);
+            _ = coverage.End();
+            return coverage.Unseen();
+        }
+    }
+
+    private static byte[] Trim(byte[] input, Func<byte[], bool> isAsGood)
+    {
+        for (int size = input.Length / 2; size > 0; size /= 2)
+        {
+            for (int at = 0; at + size <= input.Length;)
+            {
+                byte[] shorter = [.. input[..at], .. input[(at + size)..]];
+                bool isGood = isAsGood(shorter);
+                (input, at) = isGood ? (shorter, at) : (input, at + size);
+            }
+        }
+
+        return input;
     }
 
     /// <summary>Ends the process when an input takes too long.</summary>
