@@ -14,7 +14,7 @@ internal sealed record Target(Func<TargetBody> Make, int Longest, string[] Token
         ["ring"] = new(() => new RingTarget().Run, 512, RingTarget.Tokens),
         ["store"] = new(() => new StoreTarget().Run, 256, StoreTarget.Tokens),
         ["control"] = new(() => new ControlTarget().Run, 256, ControlTarget.Tokens),
-        ["policy"] = new(() => PolicyTarget.Run, 160, PolicyTarget.Tokens),
+        ["policy"] = new(() => PolicyTarget.Run, 192, PolicyTarget.Tokens),
         ["netlink"] = new(() => NetlinkTarget.Run, 1536, NetlinkTarget.Tokens),
     };
 

@@ -93,12 +93,11 @@ internal sealed class ConfigurationReader
     /// <exception cref="ConfigurationException">Something in it is wrong.</exception>
     public static Configuration Parse(string path, string text)
     {
-        ConfigurationReader reader = new(path);
+        DocumentSyntax document;
         try
         {
             // Its own check of definitions would come before ours, and cites whole tables.
-            DocumentSyntax document = SyntaxParser.Parse(text, path, validate: false);
-            return reader.Read(document);
+            document = SyntaxParser.Parse(text, path, validate: false);
         }
         catch (TomlException e)
         {
@@ -109,6 +108,8 @@ internal sealed class ConfigurationReader
             // Tomlyn's way to say that a file ends within an escape sequence.
             throw new ConfigurationException(path, "not TOML: its last text has no end; close it with a quote");
         }
+
+        return new ConfigurationReader(path).Read(document);
     }
 
     private static void CheckUtf8(string path, ReadOnlySpan<byte> text)
