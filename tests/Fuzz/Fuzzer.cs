@@ -55,8 +55,7 @@ internal sealed class Fuzzer
         Mutator mutator = new(random, _target.Longest, _target.Tokens);
         while (_inputs < options.Inputs)
         {
-            // Newer ones rather than older ones.
-            byte[] input = _corpus.Count == 0 ? [] : _corpus[Math.Max(random.Next(_corpus.Count), random.Next(_corpus.Count))];
+            byte[] input = _corpus.Count == 0 ? [] : _corpus[random.Next(_corpus.Count)];
             byte[] other = _corpus.Count == 0 ? [] : _corpus[random.Next(_corpus.Count)];
             if (!Try(mutator.Mutate(input, other)))
             {

@@ -21,7 +21,7 @@ internal sealed class Mutator(Random random, int longest, string[] tokens)
     {
         _length = Math.Min(input.Length, longest);
         input.AsSpan(0, _length).CopyTo(_buffer);
-        for (int changes = 1 << random.Next(5); changes > 0; changes--)
+        for (int changes = 1 << random.Next(3); changes > 0; changes--)
         {
             Change(other);
         }
