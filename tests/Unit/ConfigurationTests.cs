@@ -146,6 +146,12 @@ public sealed class ConfigurationTests : IDisposable
         Assert.Contains("nested too deeply; no setting needs", message, StringComparison.Ordinal);
     }
 
+    [Theory]
+    [InlineData("[policy.groups]\na = [\"\\u")]
+    [InlineData("\"\\U0001")]
+    public void A_file_that_ends_within_an_escape_sequence_is_refused(string text) =>
+        Assert.Contains("not TOML", Assert.Throws<ConfigurationException>(() => Load(text)).Message, StringComparison.Ordinal);
+
     [Fact]
     public void What_is_not_UTF8_is_refused_with_its_place()
     {

@@ -1,7 +1,6 @@
 using System.Runtime.CompilerServices;
 using Tmds.Linux;
 using XenLoop.Ring;
-using Xunit;
 
 namespace XenLoop.Tests.Unit;
 
@@ -21,12 +20,12 @@ internal sealed unsafe class RingMemory : IDisposable
         RingBytes = ringBytes;
         _mapped = (4 * Page) + ringBytes;
         void* memory = LibC.mmap(null, _mapped, LibC.PROT_NONE, LibC.MAP_PRIVATE | LibC.MAP_ANONYMOUS, -1, 0);
-        Assert.NotEqual(-1, (nint)memory);
+        Require((nint)memory != -1);
         _base = (byte*)memory;
         Control = (ControlPage*)(_base + Page);
         Data = _base + (3 * Page);
-        Assert.Equal(0, LibC.mprotect(Control, Page, LibC.PROT_READ | LibC.PROT_WRITE));
-        Assert.Equal(0, LibC.mprotect(Data, ringBytes, LibC.PROT_READ | LibC.PROT_WRITE));
+        Require(LibC.mprotect(Control, Page, LibC.PROT_READ | LibC.PROT_WRITE) == 0);
+        Require(LibC.mprotect(Data, ringBytes, LibC.PROT_READ | LibC.PROT_WRITE) == 0);
     }
 
     public uint RingBytes { get; }
@@ -63,16 +62,16 @@ internal sealed unsafe class RingMemory : IDisposable
     /// <summary>Moves an empty ring on by <paramref name="bytes"/> without touching payloads. 8 alone is no record.</summary>
     public static void Move(RingProducer producer, RingConsumer consumer, ulong bytes)
     {
-        Assert.True(bytes % 8 == 0 && bytes != 8);
+        Require(bytes % 8 == 0 && bytes != 8);
         while (bytes != 0)
         {
             // Never leave a rest of 8: the smallest record takes 16.
             ulong step = Math.Min(bytes, RingRecord.MaxBytes);
             step = bytes - step == 8 ? step - 8 : step;
-            Assert.True(producer.TryReserve(out _));
+            Require(producer.TryReserve(out _));
             producer.Commit((uint)step - RingRecord.HeaderBytes);
             producer.Publish();
-            Assert.True(consumer.TryPeek(out _));
+            Require(consumer.TryPeek(out _));
             consumer.Advance();
             consumer.Publish();
             bytes -= step;
@@ -90,7 +89,7 @@ internal sealed unsafe class RingMemory : IDisposable
         }
     }
 
-    public void Dispose() => Assert.Equal(0, LibC.munmap(_base, _mapped));
+    public void Dispose() => Require(LibC.munmap(_base, _mapped) == 0);
 
     [UnsafeAccessor(UnsafeAccessorKind.Field, Name = "_index")]
     private static extern ref uint Index(RingProducer producer);
@@ -102,13 +101,22 @@ internal sealed unsafe class RingMemory : IDisposable
     private static extern ref uint Consumed(RingProducer producer);
 
     [UnsafeAccessor(UnsafeAccessorKind.Field, Name = "_index")]
-    private static extern ref uint Index(RingConsumer consumer);
+    internal static extern ref uint Index(RingConsumer consumer);
 
     [UnsafeAccessor(UnsafeAccessorKind.Field, Name = "_published")]
     private static extern ref uint Published(RingConsumer consumer);
 
     [UnsafeAccessor(UnsafeAccessorKind.Field, Name = "_produced")]
     private static extern ref uint Produced(RingConsumer consumer);
+
+    // No assertion of xunit's: the fuzzer has this memory too.
+    private static void Require(bool condition, [CallerArgumentExpression(nameof(condition))] string? what = null)
+    {
+        if (!condition)
+        {
+            throw new InvalidOperationException($"not so: {what}");
+        }
+    }
 
     private void CheckInside(byte* start, uint length)
     {

@@ -23,7 +23,7 @@ internal sealed unsafe class ChannelPath
         TapDescriptor = tap.FileDescriptor;
         _events = new PeerEvents(events);
         _transmit = new TransmitPath(tap, transmit, slot, _events, own, peer);
-        _receive = new ReceivePath(tap, receive, slot, _events, own, peer, uso, sources);
+        _receive = new ReceivePath(tap.FileDescriptor, tap.Name, receive, slot, _events, own, peer, uso, sources);
         _peerAlive = peerAlive;
     }
 

@@ -34,9 +34,9 @@ internal sealed unsafe class ReceivePath
     private ulong _progressAtEvent;
     private PeerRate _refused = new(4096, "frames a second that the kernel refuses");
 
-    public ReceivePath(TapDevice tap, RingConsumer ring, DivertSlot slot, PeerEvents events, MacAddress own, MacAddress peer, bool uso, SourceAddresses? sources)
+    public ReceivePath(int tap, string tapName, RingConsumer ring, DivertSlot slot, PeerEvents events, MacAddress own, MacAddress peer, bool uso, SourceAddresses? sources)
     {
-        (_tap, _tapName) = (tap.FileDescriptor, tap.Name);
+        (_tap, _tapName) = (tap, tapName);
         (_ring, _slot, _events) = (ring, slot, events);
         (_ownMac, _peerMac) = (own.Bits, peer.Bits);
         _uso = uso;

@@ -94,7 +94,7 @@ internal sealed class ControlSocket : IDisposable
             client.SendTimeout = ClientTimeoutMilliseconds;
             byte[] request = new byte[256];
             int length = client.Receive(request);
-            client.Send(Answer(Encoding.ASCII.GetString(request, 0, length).Trim()));
+            client.Send(Answer(request.AsSpan(0, length)));
         }
         catch (SocketException)
         {
@@ -108,8 +108,10 @@ internal sealed class ControlSocket : IDisposable
         File.Delete(_path);
     }
 
-    private ReadOnlySpan<byte> Answer(string request)
+    /// <summary>What is sent to who said so.</summary>
+    internal ReadOnlySpan<byte> Answer(ReadOnlySpan<byte> line)
     {
+        string request = Encoding.ASCII.GetString(line).Trim();
         ArrayBufferWriter<byte> buffer = new(4096);
         // For a terminal and for programs, never for a page of HTML: a plus sign stays one.
         using (Utf8JsonWriter json = new(buffer, new JsonWriterOptions { Indented = true, Encoder = JavaScriptEncoder.UnsafeRelaxedJsonEscaping }))

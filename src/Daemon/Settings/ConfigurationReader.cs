@@ -72,12 +72,18 @@ internal sealed class ConfigurationReader
             throw new ConfigurationException(path, $"cannot be read: {Errno.Describe(e.HResult)}; see to the file and its file system");
         }
 
-        if (length > MaxBytes)
+        return Decode(path, bytes.AsSpan(0, length));
+    }
+
+    /// <summary>The text of what a file holds.</summary>
+    /// <exception cref="ConfigurationException">It is too large, or is not UTF-8.</exception>
+    internal static string Decode(string path, ReadOnlySpan<byte> text)
+    {
+        if (text.Length > MaxBytes)
         {
             throw new ConfigurationException(path, "larger than 1 MiB; is it the right file? Globs shorten lists of guests");
         }
 
-        ReadOnlySpan<byte> text = bytes.AsSpan(0, length);
         ReadOnlySpan<byte> mark = Encoding.UTF8.Preamble;
         text = text.StartsWith(mark) ? text[mark.Length..] : text;
         CheckUtf8(path, text);
@@ -87,17 +93,23 @@ internal sealed class ConfigurationReader
     /// <exception cref="ConfigurationException">Something in it is wrong.</exception>
     public static Configuration Parse(string path, string text)
     {
-        ConfigurationReader reader = new(path);
+        DocumentSyntax document;
         try
         {
             // Its own check of definitions would come before ours, and cites whole tables.
-            DocumentSyntax document = SyntaxParser.Parse(text, path, validate: false);
-            return reader.Read(document);
+            document = SyntaxParser.Parse(text, path, validate: false);
         }
         catch (TomlException e)
         {
             throw new ConfigurationException(path, e.Line ?? 1, e.Column ?? 1, "lists or tables are nested too deeply; no setting needs more than two levels");
         }
+        catch (ArgumentOutOfRangeException)
+        {
+            // Tomlyn's way to say that a file ends within an escape sequence.
+            throw new ConfigurationException(path, "not TOML: its last text has no end; close it with a quote");
+        }
+
+        return new ConfigurationReader(path).Read(document);
     }
 
     private static void CheckUtf8(string path, ReadOnlySpan<byte> text)

@@ -1,4 +1,3 @@
-using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 using static XenLoop.Interop.Errno;
 using static XenLoop.Interop.Linux.NetlinkFlags;
@@ -30,20 +29,10 @@ internal sealed class Addresses : IDisposable
         message.Append(default(ifaddrmsg));
         _socket.Request(message, "RTM_GETADDR", "all interfaces", (type, payload) =>
         {
-            ifaddrmsg header = MemoryMarshal.Read<ifaddrmsg>(payload);
-            if (type != RTM_NEWADDR || !indexes.Contains(header.ifa_index))
+            if (type == RTM_NEWADDR && Read(payload) is var one && indexes.Contains(one.Header.ifa_index))
             {
-                return;
+                found.Add(one);
             }
-            byte[] local = [];
-            byte[] address = [];
-            NetlinkAttributes attributes = new(payload[Unsafe.SizeOf<ifaddrmsg>()..]);
-            while (attributes.MoveNext())
-            {
-                local = attributes.Type == IFA_LOCAL ? attributes.Data.ToArray() : local;
-                address = attributes.Type == IFA_ADDRESS ? attributes.Data.ToArray() : address;
-            }
-            found.Add((header, local, address));
         });
 
         HashSet<int> had = [];
@@ -66,6 +55,19 @@ internal sealed class Addresses : IDisposable
             }
         }
         return had;
+    }
+
+    internal static (ifaddrmsg Header, byte[] Local, byte[] Address) Read(ReadOnlySpan<byte> payload)
+    {
+        byte[] local = [];
+        byte[] address = [];
+        NetlinkAttributes attributes = NetlinkAttributes.Behind(payload, out ifaddrmsg header);
+        while (attributes.MoveNext())
+        {
+            local = attributes.Type == IFA_LOCAL ? attributes.Data.ToArray() : local;
+            address = attributes.Type == IFA_ADDRESS ? attributes.Data.ToArray() : address;
+        }
+        return (header, local, address);
     }
 
     /// <summary>struct ifaddrmsg of linux/if_addr.h.</summary>

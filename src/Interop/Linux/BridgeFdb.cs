@@ -219,19 +219,11 @@ internal sealed unsafe class BridgeFdb : IDisposable
     }
 
     /// <summary>False for what is no bridge's entry, as the addresses that an interface's own filter lets through.</summary>
-    private static bool TryRead(ReadOnlySpan<byte> payload, [NotNullWhen(true)] out FdbKey? key, [NotNullWhen(true)] out FdbEntry? entry)
+    internal static bool TryRead(ReadOnlySpan<byte> payload, [NotNullWhen(true)] out FdbKey? key, [NotNullWhen(true)] out FdbEntry? entry)
     {
-        key = null;
-        entry = null;
-        if (payload.Length < Unsafe.SizeOf<ndmsg>())
-        {
-            return false;
-        }
-
-        ndmsg header = MemoryMarshal.Read<ndmsg>(payload);
         int bridge = 0, vlan = 0;
         MacAddress mac = default;
-        NetlinkAttributes attributes = new(payload[Unsafe.SizeOf<ndmsg>()..]);
+        NetlinkAttributes attributes = NetlinkAttributes.Behind(payload, out ndmsg header);
         while (attributes.MoveNext())
         {
             switch (attributes.Type)
@@ -240,10 +232,10 @@ internal sealed unsafe class BridgeFdb : IDisposable
                     mac = MacAddress.Read(attributes.Data);
                     break;
                 case NDA_MASTER:
-                    bridge = BinaryPrimitives.ReadInt32LittleEndian(attributes.Data);
+                    bridge = attributes.Value<int>();
                     break;
                 case NDA_VLAN:
-                    vlan = BinaryPrimitives.ReadUInt16LittleEndian(attributes.Data);
+                    vlan = attributes.Value<ushort>();
                     break;
                 default:
                     break;

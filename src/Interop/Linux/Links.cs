@@ -1,6 +1,3 @@
-using System.Buffers.Binary;
-using System.Runtime.CompilerServices;
-using System.Runtime.InteropServices;
 using static XenLoop.Interop.Errno;
 using static XenLoop.Interop.Linux.NetlinkFlags;
 
@@ -211,9 +208,8 @@ internal sealed class Links : IDisposable
         };
     }
 
-    private static LinkInfo ReadLink(ReadOnlySpan<byte> payload)
+    internal static LinkInfo ReadLink(ReadOnlySpan<byte> payload)
     {
-        ifinfomsg info = MemoryMarshal.Read<ifinfomsg>(payload);
         string name = "";
         string qdisc = "";
         MacAddress mac = default;
@@ -221,7 +217,7 @@ internal sealed class Links : IDisposable
         int queueLength = 0;
         int master = 0;
         uint gsoSize = 0, gsoSegments = 0, gsoIPv4Size = 0, xdp = 0;
-        NetlinkAttributes attributes = new(payload[Unsafe.SizeOf<ifinfomsg>()..]);
+        NetlinkAttributes attributes = NetlinkAttributes.Behind(payload, out ifinfomsg info);
         while (attributes.MoveNext())
         {
             switch (attributes.Type)
@@ -230,16 +226,16 @@ internal sealed class Links : IDisposable
                     name = attributes.Text;
                     break;
                 case IFLA_MASTER:
-                    master = BinaryPrimitives.ReadInt32LittleEndian(attributes.Data);
+                    master = attributes.Value<int>();
                     break;
                 case IFLA_GSO_MAX_SIZE:
-                    gsoSize = BinaryPrimitives.ReadUInt32LittleEndian(attributes.Data);
+                    gsoSize = attributes.Value<uint>();
                     break;
                 case IFLA_GSO_MAX_SEGS:
-                    gsoSegments = BinaryPrimitives.ReadUInt32LittleEndian(attributes.Data);
+                    gsoSegments = attributes.Value<uint>();
                     break;
                 case IFLA_GSO_IPV4_MAX_SIZE:
-                    gsoIPv4Size = BinaryPrimitives.ReadUInt32LittleEndian(attributes.Data);
+                    gsoIPv4Size = attributes.Value<uint>();
                     break;
                 case IFLA_XDP:
                     xdp = ReadNativeXdp(attributes.Data);
@@ -248,10 +244,10 @@ internal sealed class Links : IDisposable
                     mac = MacAddress.Read(attributes.Data);
                     break;
                 case IFLA_MTU:
-                    mtu = BinaryPrimitives.ReadInt32LittleEndian(attributes.Data);
+                    mtu = attributes.Value<int>();
                     break;
                 case IFLA_TXQLEN:
-                    queueLength = BinaryPrimitives.ReadInt32LittleEndian(attributes.Data);
+                    queueLength = attributes.Value<int>();
                     break;
                 case IFLA_QDISC:
                     qdisc = attributes.Text;
@@ -270,26 +266,29 @@ internal sealed class Links : IDisposable
 
     private void TakeSilent(ushort type, ReadOnlySpan<byte> payload)
     {
-        if (type != RTM_NEWLINK)
+        if (type == RTM_NEWLINK)
         {
-            return;
+            _silent = ReadSilent(payload);
         }
+    }
 
+    internal static SilentSettings ReadSilent(ReadOnlySpan<byte> payload)
+    {
         GsoLimits gso = default;
         uint xdp = 0;
-        NetlinkAttributes attributes = new(payload[Unsafe.SizeOf<ifinfomsg>()..]);
+        NetlinkAttributes attributes = NetlinkAttributes.Behind(payload, out ifinfomsg _);
         while (attributes.MoveNext())
         {
             switch (attributes.Type)
             {
                 case IFLA_GSO_MAX_SIZE:
-                    gso = gso with { MaxSize = BinaryPrimitives.ReadUInt32LittleEndian(attributes.Data) };
+                    gso = gso with { MaxSize = attributes.Value<uint>() };
                     break;
                 case IFLA_GSO_MAX_SEGS:
-                    gso = gso with { MaxSegments = BinaryPrimitives.ReadUInt32LittleEndian(attributes.Data) };
+                    gso = gso with { MaxSegments = attributes.Value<uint>() };
                     break;
                 case IFLA_GSO_IPV4_MAX_SIZE:
-                    gso = gso with { IPv4MaxSize = BinaryPrimitives.ReadUInt32LittleEndian(attributes.Data) };
+                    gso = gso with { IPv4MaxSize = attributes.Value<uint>() };
                     break;
                 case IFLA_XDP:
                     xdp = ReadNativeXdp(attributes.Data);
@@ -299,7 +298,7 @@ internal sealed class Links : IDisposable
             }
         }
 
-        _silent = new SilentSettings(gso, xdp);
+        return new SilentSettings(gso, xdp);
     }
 
     private static uint ReadNativeXdp(ReadOnlySpan<byte> data)
@@ -312,13 +311,13 @@ internal sealed class Links : IDisposable
             switch (attributes.Type)
             {
                 case IFLA_XDP_ATTACHED:
-                    attached = attributes.Data[0];
+                    attached = attributes.Value<byte>();
                     break;
                 case IFLA_XDP_PROG_ID:
-                    program = BinaryPrimitives.ReadUInt32LittleEndian(attributes.Data);
+                    program = attributes.Value<uint>();
                     break;
                 case IFLA_XDP_DRV_PROG_ID or IFLA_XDP_HW_PROG_ID:
-                    native = BinaryPrimitives.ReadUInt32LittleEndian(attributes.Data);
+                    native = attributes.Value<uint>();
                     break;
                 default:
                     break;

@@ -1,5 +1,4 @@
 using System.Net;
-using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 
 namespace XenLoop.Interop.Linux;
@@ -58,12 +57,11 @@ internal static class Neighbours
 
     private static int Rank(IPAddress address) => address.IsIPv6LinkLocal ? 2 : address.GetAddressBytes().Length == 4 ? 0 : 1;
 
-    private static (MacAddress Mac, IPAddress Address)? Read(ReadOnlySpan<byte> payload)
+    internal static (MacAddress Mac, IPAddress Address)? Read(ReadOnlySpan<byte> payload)
     {
-        NeighbourHeader header = MemoryMarshal.Read<NeighbourHeader>(payload);
         IPAddress? address = null;
         MacAddress? mac = null;
-        NetlinkAttributes attributes = new(payload[Unsafe.SizeOf<NeighbourHeader>()..]);
+        NetlinkAttributes attributes = NetlinkAttributes.Behind(payload, out NeighbourHeader header);
         while (attributes.MoveNext())
         {
             switch (attributes.Type)
@@ -80,7 +78,7 @@ internal static class Neighbours
         if (address is { IsIPv6LinkLocal: true })
         {
             // Only with the interface it is an address that something can be sent to.
-            address.ScopeId = header.InterfaceIndex;
+            address.ScopeId = (uint)header.InterfaceIndex;
         }
 
         return (header.State & (NUD_INCOMPLETE | NUD_FAILED | NUD_NOARP)) == 0 && address is not null && mac is { } known ? (known, address) : null;

@@ -137,9 +137,25 @@ internal ref struct NetlinkAttributes
         _rest = attributes;
     }
 
+    /// <summary>Of a message: its attributes, and what it has before them. Whatever a message or an attribute is too short for reads as zeros.</summary>
+    /// <typeparam name="T">The message's fixed part.</typeparam>
+    public static NetlinkAttributes Behind<T>(ReadOnlySpan<byte> message, out T head)
+        where T : unmanaged
+    {
+        head = ReadPadded<T>(message);
+        return new NetlinkAttributes(message[Math.Min(NetlinkMessage.Align(Unsafe.SizeOf<T>()), message.Length)..]);
+    }
+
     public ushort Type { get; private set; }
 
     public ReadOnlySpan<byte> Data { get; private set; }
+
+    /// <summary>The attribute as a number or as a struct.</summary>
+    public readonly T Value<T>()
+        where T : unmanaged => ReadPadded<T>(Data);
+
+    /// <summary>The attribute as nftables writes numbers.</summary>
+    public readonly uint BigEndian => BinaryPrimitives.ReverseEndianness(Value<uint>());
 
     public bool MoveNext()
     {
@@ -160,4 +176,12 @@ internal ref struct NetlinkAttributes
 
     /// <summary>The attribute as text, without the closing zero.</summary>
     public readonly string Text => Encoding.ASCII.GetString(Data.TrimEnd((byte)0));
+
+    private static T ReadPadded<T>(ReadOnlySpan<byte> data)
+        where T : unmanaged
+    {
+        T value = default;
+        data[..Math.Min(Unsafe.SizeOf<T>(), data.Length)].CopyTo(MemoryMarshal.AsBytes(new Span<T>(ref value)));
+        return value;
+    }
 }

@@ -1,4 +1,3 @@
-using System.Buffers.Binary;
 using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 using Tmds.Linux;
@@ -6,6 +5,8 @@ using static XenLoop.Interop.Errno;
 using static XenLoop.Interop.Linux.NetlinkFlags;
 
 namespace XenLoop.Interop.Linux;
+
+#pragma warning disable CS8981 // Structs keep their names of C.
 
 /// <summary>Gets each message of an answer.</summary>
 internal delegate void NetlinkHandler(ushort type, ReadOnlySpan<byte> payload);
@@ -116,38 +117,48 @@ internal sealed unsafe class NetlinkSocket : IDisposable
                 }
                 return new NetlinkError(errno, null);
             }
-            ReadOnlySpan<byte> rest = _answer.AsSpan(0, received);
-            while (rest.Length >= Unsafe.SizeOf<nlmsghdr>())
+            if (Read(_answer.AsSpan(0, received), sequence, oneAnswer, handler) is { } end)
             {
-                nlmsghdr header = MemoryMarshal.Read<nlmsghdr>(rest);
-                int length = (int)header.nlmsg_len;
-                if (length < Unsafe.SizeOf<nlmsghdr>() || length > rest.Length)
-                {
-                    break;
-                }
-                ReadOnlySpan<byte> payload = rest[Unsafe.SizeOf<nlmsghdr>()..length];
-                rest = rest[Math.Min(NetlinkMessage.Align(length), rest.Length)..];
-                // An answer to an earlier request that ended early.
-                if (header.nlmsg_seq != sequence)
-                {
-                    continue;
-                }
-                switch (header.nlmsg_type)
-                {
-                    case NLMSG_ERROR:
-                        return NetlinkError.Read(payload, header.nlmsg_flags);
-                    case NLMSG_DONE:
-                        return default;
-                    default:
-                        handler?.Invoke(header.nlmsg_type, payload);
-                        if (oneAnswer)
-                        {
-                            return default;
-                        }
-                        break;
-                }
+                return end;
             }
         }
+    }
+
+    /// <summary>Reads what was received at once.</summary>
+    /// <returns>How the request ended; null when more is to come.</returns>
+    internal static NetlinkError? Read(ReadOnlySpan<byte> received, uint sequence, bool oneAnswer, NetlinkHandler? handler)
+    {
+        while (received.Length >= Unsafe.SizeOf<nlmsghdr>())
+        {
+            nlmsghdr header = MemoryMarshal.Read<nlmsghdr>(received);
+            int length = (int)header.nlmsg_len;
+            if (length < Unsafe.SizeOf<nlmsghdr>() || length > received.Length)
+            {
+                break;
+            }
+            ReadOnlySpan<byte> payload = received[Unsafe.SizeOf<nlmsghdr>()..length];
+            received = received[Math.Min(NetlinkMessage.Align(length), received.Length)..];
+            // An answer to an earlier request that ended early.
+            if (header.nlmsg_seq != sequence)
+            {
+                continue;
+            }
+            switch (header.nlmsg_type)
+            {
+                case NLMSG_ERROR:
+                    return NetlinkError.Read(payload, header.nlmsg_flags);
+                case NLMSG_DONE:
+                    return default(NetlinkError);
+                default:
+                    handler?.Invoke(header.nlmsg_type, payload);
+                    if (oneAnswer)
+                    {
+                        return default(NetlinkError);
+                    }
+                    break;
+            }
+        }
+        return null;
     }
 }
 
@@ -159,20 +170,20 @@ internal readonly record struct NetlinkError(int Errno, string? Reason)
 
     public static NetlinkError Read(ReadOnlySpan<byte> payload, ushort flags)
     {
-        int errno = -BinaryPrimitives.ReadInt32LittleEndian(payload);
+        _ = NetlinkAttributes.Behind(payload, out nlmsgerr error);
         string? reason = null;
         if ((flags & NLM_F_ACK_TLVS) != 0)
         {
             const ushort NLM_F_CAPPED = 0x100;
-            nlmsghdr request = MemoryMarshal.Read<nlmsghdr>(payload[sizeof(int)..]);
-            int echoed = (flags & NLM_F_CAPPED) != 0 ? Unsafe.SizeOf<nlmsghdr>() : NetlinkMessage.Align((int)request.nlmsg_len);
+            int length = (int)Math.Min(error.request.nlmsg_len, (uint)payload.Length);
+            int echoed = (flags & NLM_F_CAPPED) != 0 ? Unsafe.SizeOf<nlmsghdr>() : NetlinkMessage.Align(length);
             NetlinkAttributes attributes = new(payload[Math.Min(sizeof(int) + echoed, payload.Length)..]);
             while (attributes.MoveNext())
             {
                 reason = attributes.Type == NLMSGERR_ATTR_MSG ? attributes.Text : reason;
             }
         }
-        return new NetlinkError(errno, reason);
+        return new NetlinkError(-error.error, reason);
     }
 
     public NativeException ToException(string call, string subject, string? remedy = null)
@@ -180,5 +191,13 @@ internal readonly record struct NetlinkError(int Errno, string? Reason)
         remedy ??= Errno == EPERM ? "CAP_NET_ADMIN is needed" : null;
         string? said = Reason is null ? remedy : remedy is null ? $"The kernel says: {Reason}" : $"The kernel says: {Reason}. {remedy}";
         return new NativeException(call, subject, Errno, said);
+    }
+
+    /// <summary>struct nlmsgerr of linux/netlink.h.</summary>
+    [StructLayout(LayoutKind.Sequential)]
+    internal struct nlmsgerr
+    {
+        public int error;
+        public nlmsghdr request;
     }
 }

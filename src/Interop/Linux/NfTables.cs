@@ -1,5 +1,3 @@
-using System.Buffers.Binary;
-using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 using System.Text;
 using static XenLoop.Interop.Errno;
@@ -108,13 +106,13 @@ internal static class NfTables
         }
     }
 
-    private static NfChain ReadChain(ReadOnlySpan<byte> payload)
+    internal static NfChain ReadChain(ReadOnlySpan<byte> payload)
     {
         string table = "", name = "";
         uint? hook = null;
         uint policy = NF_ACCEPT;
         List<string> devices = [];
-        NetlinkAttributes attributes = new(payload[Unsafe.SizeOf<nfgenmsg>()..]);
+        NetlinkAttributes attributes = NetlinkAttributes.Behind(payload, out nfgenmsg header);
         while (attributes.MoveNext())
         {
             switch (attributes.Type)
@@ -126,7 +124,7 @@ internal static class NfTables
                     name = attributes.Text;
                     break;
                 case NFTA_CHAIN_POLICY:
-                    policy = BinaryPrimitives.ReadUInt32BigEndian(attributes.Data);
+                    policy = attributes.BigEndian;
                     break;
                 case NFTA_CHAIN_HOOK:
                     hook = ReadHook(attributes.Data, devices);
@@ -136,7 +134,7 @@ internal static class NfTables
             }
         }
 
-        return new NfChain { Family = (NfFamily)payload[0], Table = table, Name = name, Hook = hook, Policy = policy, Devices = [.. devices] };
+        return new NfChain { Family = (NfFamily)header.nfgen_family, Table = table, Name = name, Hook = hook, Policy = policy, Devices = [.. devices] };
     }
 
     private static uint? ReadHook(ReadOnlySpan<byte> data, List<string> devices)
@@ -147,7 +145,7 @@ internal static class NfTables
         {
             if (attributes.Type == NFTA_HOOK_HOOKNUM)
             {
-                hook = BinaryPrimitives.ReadUInt32BigEndian(attributes.Data);
+                hook = attributes.BigEndian;
             }
             else if (attributes.Type == NFTA_HOOK_DEV)
             {
@@ -166,12 +164,12 @@ internal static class NfTables
         return hook;
     }
 
-    private static void ReadRule(ReadOnlySpan<byte> payload, List<NfChain> chains)
+    internal static void ReadRule(ReadOnlySpan<byte> payload, List<NfChain> chains)
     {
-        NfFamily family = (NfFamily)payload[0];
         string table = "";
         NfChain? chain = null;
-        NetlinkAttributes attributes = new(payload[Unsafe.SizeOf<nfgenmsg>()..]);
+        NetlinkAttributes attributes = NetlinkAttributes.Behind(payload, out nfgenmsg header);
+        NfFamily family = (NfFamily)header.nfgen_family;
         while (attributes.MoveNext())
         {
             if (attributes.Type == NFTA_RULE_TABLE)
@@ -208,7 +206,7 @@ internal static class NfTables
             "payload" => Has(data, NFTA_PAYLOAD_SREG, out _),
             "exthdr" => Has(data, NFTA_EXTHDR_SREG, out _),
             // Verdict maps.
-            "lookup" => Has(data, NFTA_LOOKUP_DREG, out ReadOnlySpan<byte> register) && BinaryPrimitives.ReadUInt32BigEndian(register) == 0,
+            "lookup" => Number(data, NFTA_LOOKUP_DREG) == 0,
             "target" => !(Has(data, NFTA_TARGET_NAME, out ReadOnlySpan<byte> target)
                 && (target.StartsWith("LOG\0"u8) || target.StartsWith("NFLOG\0"u8) || target.StartsWith("MARK\0"u8) || target.StartsWith("CONNMARK\0"u8))),
             "cmp" or "bitwise" or "byteorder" or "range" or "counter" or "meta" or "ct" or "match" or "log" or "fib" or "rt" or "socket" or "hash" or "numgen"
@@ -230,11 +228,24 @@ internal static class NfTables
             chain.Targets.Add(Text(target));
         }
 
-        return !Has(verdict, NFTA_VERDICT_CODE, out ReadOnlySpan<byte> code)
-            || BinaryPrimitives.ReadInt32BigEndian(code) is not (NF_ACCEPT or NFT_CONTINUE or NFT_BREAK or NFT_JUMP or NFT_GOTO or NFT_RETURN);
+        return (int?)Number(verdict, NFTA_VERDICT_CODE) is not (NF_ACCEPT or NFT_CONTINUE or NFT_BREAK or NFT_JUMP or NFT_GOTO or NFT_RETURN);
     }
 
     private static string Text(ReadOnlySpan<byte> value) => Encoding.ASCII.GetString(value.TrimEnd((byte)0));
+
+    private static uint? Number(ReadOnlySpan<byte> data, ushort type)
+    {
+        NetlinkAttributes attributes = new(data);
+        while (attributes.MoveNext())
+        {
+            if (attributes.Type == type)
+            {
+                return attributes.BigEndian;
+            }
+        }
+
+        return null;
+    }
 
     private static bool Has(ReadOnlySpan<byte> data, ushort type, out ReadOnlySpan<byte> value)
     {

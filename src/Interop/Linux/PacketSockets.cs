@@ -1,5 +1,4 @@
 using System.Globalization;
-using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 using Tmds.Linux;
 using static XenLoop.Interop.Errno;
@@ -138,21 +137,28 @@ internal static unsafe class PacketSockets
         message.Append(new packet_diag_req { sdiag_family = AF_PACKET, pdiag_show = PACKET_SHOW_FILTER });
         NetlinkError error = socket.Try(message, (type, payload) =>
         {
-            if (type != SOCK_DIAG_BY_FAMILY || MemoryMarshal.Read<packet_diag_msg>(payload).pdiag_ino != inode)
+            if (type == SOCK_DIAG_BY_FAMILY && ReadFilter(payload, inode) is { } found)
             {
-                return;
-            }
-
-            NetlinkAttributes attributes = new(payload[Unsafe.SizeOf<packet_diag_msg>()..]);
-            while (attributes.MoveNext())
-            {
-                if (attributes.Type == PACKET_DIAG_FILTER)
-                {
-                    filter = MemoryMarshal.Cast<byte, sock_filter>(attributes.Data).ToArray();
-                }
+                filter = found;
             }
         });
         return error.Errno is 0 or ENOENT or EINVAL ? filter : throw error.ToException("SOCK_DIAG_BY_FAMILY", "AF_PACKET");
+    }
+
+    /// <summary>Null for another socket's, and for one without a filter.</summary>
+    internal static sock_filter[]? ReadFilter(ReadOnlySpan<byte> payload, uint inode)
+    {
+        sock_filter[]? filter = null;
+        NetlinkAttributes attributes = NetlinkAttributes.Behind(payload, out packet_diag_msg header);
+        while (header.pdiag_ino == inode && attributes.MoveNext())
+        {
+            if (attributes.Type == PACKET_DIAG_FILTER)
+            {
+                filter = MemoryMarshal.Cast<byte, sock_filter>(attributes.Data).ToArray();
+            }
+        }
+
+        return filter;
     }
 
     private static uint Parse(string field) => uint.TryParse(field, NumberStyles.None, CultureInfo.InvariantCulture, out uint value) ? value : 0;

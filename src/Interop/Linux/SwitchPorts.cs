@@ -1,9 +1,9 @@
-using System.Buffers.Binary;
-using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 using static XenLoop.Interop.Linux.NetlinkFlags;
 
 namespace XenLoop.Interop.Linux;
+
+#pragma warning disable CS8981 // Structs keep their names of C.
 
 /// <summary>An interface that is a port of a switch, and how the switch treats it.</summary>
 internal sealed class SwitchPort
@@ -103,9 +103,9 @@ internal static class SwitchPorts
         message.Attribute(IFLA_EXT_MASK, RTEXT_FILTER_BRVLAN | RTEXT_FILTER_SKIP_STATS);
         socket.Request(message, "RTM_GETLINK(AF_BRIDGE)", "all bridges", (type, payload) =>
         {
-            if (type == RTM_NEWLINK && links.TryGetValue(MemoryMarshal.Read<ifinfomsg>(payload).ifi_index, out Link? link))
+            if (type == RTM_NEWLINK)
             {
-                ReadPort(payload, link);
+                ReadPort(payload, links);
             }
         });
 
@@ -138,11 +138,10 @@ internal static class SwitchPorts
         return ports;
     }
 
-    private static Link ReadLink(ReadOnlySpan<byte> payload)
+    internal static Link ReadLink(ReadOnlySpan<byte> payload)
     {
-        ifinfomsg header = MemoryMarshal.Read<ifinfomsg>(payload);
+        NetlinkAttributes attributes = NetlinkAttributes.Behind(payload, out ifinfomsg header);
         Link link = new() { Index = header.ifi_index, Flags = (LinkFlags)header.ifi_flags };
-        NetlinkAttributes attributes = new(payload[Unsafe.SizeOf<ifinfomsg>()..]);
         while (attributes.MoveNext())
         {
             switch (attributes.Type)
@@ -154,7 +153,7 @@ internal static class SwitchPorts
                     link.Mtu = BinaryPrimitives.ReadInt32LittleEndian(attributes.Data);
                     break;
                 case IFLA_MASTER:
-                    link.Master = BinaryPrimitives.ReadInt32LittleEndian(attributes.Data);
+                    link.Master = attributes.Value<int>();
                     break;
                 case IFLA_LINKINFO:
                     ReadInformation(attributes.Data, link);
@@ -163,7 +162,7 @@ internal static class SwitchPorts
                     NetlinkAttributes xdp = new(attributes.Data);
                     while (xdp.MoveNext())
                     {
-                        link.HasXdp |= xdp.Type == IFLA_XDP_ATTACHED && xdp.Data[0] != 0;
+                        link.HasXdp |= xdp.Type == IFLA_XDP_ATTACHED && xdp.Value<byte>() != 0;
                     }
 
                     break;
@@ -190,16 +189,21 @@ internal static class SwitchPorts
                 NetlinkAttributes bridge = new(information.Data);
                 while (bridge.MoveNext())
                 {
-                    link.FiltersVlans |= bridge.Type == IFLA_BR_VLAN_FILTERING && bridge.Data[0] != 0;
-                    link.CallsIpTables |= bridge.Type is >= IFLA_BR_NF_CALL_IPTABLES and <= IFLA_BR_NF_CALL_ARPTABLES && bridge.Data[0] != 0;
+                    link.FiltersVlans |= bridge.Type == IFLA_BR_VLAN_FILTERING && bridge.Value<byte>() != 0;
+                    link.CallsIpTables |= bridge.Type is >= IFLA_BR_NF_CALL_IPTABLES and <= IFLA_BR_NF_CALL_ARPTABLES && bridge.Value<byte>() != 0;
                 }
             }
         }
     }
 
-    private static void ReadPort(ReadOnlySpan<byte> payload, Link link)
+    internal static void ReadPort(ReadOnlySpan<byte> payload, Dictionary<int, Link> links)
     {
-        NetlinkAttributes attributes = new(payload[Unsafe.SizeOf<ifinfomsg>()..]);
+        NetlinkAttributes attributes = NetlinkAttributes.Behind(payload, out ifinfomsg header);
+        if (!links.TryGetValue(header.ifi_index, out Link? link))
+        {
+            return;
+        }
+
         while (attributes.MoveNext())
         {
             if (attributes.Type == IFLA_PROTINFO)
@@ -210,16 +214,16 @@ internal static class SwitchPorts
                     switch (port.Type)
                     {
                         case IFLA_BRPORT_STATE:
-                            link.Forwards = port.Data[0] == BR_STATE_FORWARDING;
+                            link.Forwards = port.Value<byte>() == BR_STATE_FORWARDING;
                             break;
                         case IFLA_BRPORT_UNICAST_FLOOD:
-                            link.Floods = port.Data[0] != 0;
+                            link.Floods = port.Value<byte>() != 0;
                             break;
                         case IFLA_BRPORT_ISOLATED:
-                            link.IsIsolated = port.Data[0] != 0;
+                            link.IsIsolated = port.Value<byte>() != 0;
                             break;
                         case IFLA_BRPORT_LOCKED:
-                            link.IsLocked = port.Data[0] != 0;
+                            link.IsLocked = port.Value<byte>() != 0;
                             break;
                         default:
                             break;
@@ -228,20 +232,20 @@ internal static class SwitchPorts
             }
             else if (attributes.Type == IFLA_AF_SPEC)
             {
-                // struct bridge_vlan_info: flags, then the VLAN's number.
                 NetlinkAttributes vlans = new(attributes.Data);
                 while (vlans.MoveNext())
                 {
-                    if (vlans.Type == IFLA_BRIDGE_VLAN_INFO && (BinaryPrimitives.ReadUInt16LittleEndian(vlans.Data) & BRIDGE_VLAN_INFO_PVID) != 0)
+                    bridge_vlan_info vlan = vlans.Value<bridge_vlan_info>();
+                    if (vlans.Type == IFLA_BRIDGE_VLAN_INFO && (vlan.flags & BRIDGE_VLAN_INFO_PVID) != 0)
                     {
-                        link.Pvid = BinaryPrimitives.ReadUInt16LittleEndian(vlans.Data[2..]);
+                        link.Pvid = vlan.vid;
                     }
                 }
             }
         }
     }
 
-    private sealed class Link
+    internal sealed class Link
     {
         public int Index;
         public LinkFlags Flags;
@@ -257,5 +261,13 @@ internal static class SwitchPorts
         public bool IsIsolated;
         public bool IsLocked;
         public int Pvid;
+    }
+
+    /// <summary>struct bridge_vlan_info of linux/if_bridge.h.</summary>
+    [StructLayout(LayoutKind.Sequential)]
+    internal struct bridge_vlan_info
+    {
+        public ushort flags;
+        public ushort vid;
     }
 }

@@ -1,5 +1,4 @@
 using System.Buffers.Binary;
-using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 using static XenLoop.Interop.Errno;
 using static XenLoop.Interop.Linux.NetlinkFlags;
@@ -132,11 +131,10 @@ internal sealed class TrafficControl : IDisposable
         message.Append(new tcmsg { tcm_ifindex = index });
         _socket.Request(message, "RTM_GETQDISC", index == AllInterfaces ? "all interfaces" : $"interface {index}", (type, payload) =>
         {
-            tcmsg qdisc = MemoryMarshal.Read<tcmsg>(payload);
             // Older kernels list the qdiscs of every interface.
-            if (type == RTM_NEWQDISC && (index == AllInterfaces || qdisc.tcm_ifindex == index))
+            if (type == RTM_NEWQDISC && ReadQdisc(payload) is var qdisc && (index == AllInterfaces || qdisc.Interface == index))
             {
-                qdiscs.Add(ReadQdisc(qdisc, payload[Unsafe.SizeOf<tcmsg>()..]));
+                qdiscs.Add(qdisc);
             }
         });
         return qdiscs;
@@ -229,46 +227,54 @@ internal sealed class TrafficControl : IDisposable
         NetlinkMessage message = BeginFilter(RTM_GETTFILTER, index, (TcHook)parent, 0, 0, NLM_F_DUMP);
         _socket.Request(message, "RTM_GETTFILTER", $"interface {index}", (type, payload) =>
         {
-            tcmsg filter = MemoryMarshal.Read<tcmsg>(payload);
-            // Each chain of filters is announced by an entry of its own, with handle 0.
-            if (type != RTM_NEWTFILTER || (filter.tcm_ifindex != index && filter.tcm_ifindex != TCM_IFINDEX_MAGIC_BLOCK) || filter.tcm_handle == 0)
+            if (type == RTM_NEWTFILTER && ReadFilter(payload, index) is { } filter)
             {
-                return;
+                filters.Add(filter);
             }
-            string kind = "";
-            string name = "";
-            uint chain = 0;
-            NetlinkAttributes attributes = new(payload[Unsafe.SizeOf<tcmsg>()..]);
-            while (attributes.MoveNext())
-            {
-                if (attributes.Type == TCA_KIND)
-                {
-                    kind = attributes.Text;
-                }
-                else if (attributes.Type == TCA_CHAIN)
-                {
-                    chain = BinaryPrimitives.ReadUInt32LittleEndian(attributes.Data);
-                }
-                else if (attributes.Type == TCA_OPTIONS && kind == "bpf")
-                {
-                    NetlinkAttributes options = new(attributes.Data);
-                    while (options.MoveNext())
-                    {
-                        name = options.Type == TCA_BPF_NAME ? options.Text : name;
-                    }
-                }
-            }
-            filters.Add(new TcFilter(kind, (ushort)(filter.tcm_info >> 16), filter.tcm_handle, name, chain));
         });
         return filters;
     }
 
-    private static TcQdisc ReadQdisc(in tcmsg qdisc, ReadOnlySpan<byte> data)
+    /// <summary>Null for another interface's.</summary>
+    internal static TcFilter? ReadFilter(ReadOnlySpan<byte> payload, int index)
+    {
+        string kind = "";
+        string name = "";
+        uint chain = 0;
+        NetlinkAttributes attributes = NetlinkAttributes.Behind(payload, out tcmsg filter);
+        // Each chain of filters is announced by an entry of its own, with handle 0.
+        if ((filter.tcm_ifindex != index && filter.tcm_ifindex != TCM_IFINDEX_MAGIC_BLOCK) || filter.tcm_handle == 0)
+        {
+            return null;
+        }
+        while (attributes.MoveNext())
+        {
+            if (attributes.Type == TCA_KIND)
+            {
+                kind = attributes.Text;
+            }
+            else if (attributes.Type == TCA_CHAIN)
+            {
+                chain = attributes.Value<uint>();
+            }
+            else if (attributes.Type == TCA_OPTIONS && kind == "bpf")
+            {
+                NetlinkAttributes options = new(attributes.Data);
+                while (options.MoveNext())
+                {
+                    name = options.Type == TCA_BPF_NAME ? options.Text : name;
+                }
+            }
+        }
+        return new TcFilter(kind, (ushort)(filter.tcm_info >> 16), filter.tcm_handle, name, chain);
+    }
+
+    internal static TcQdisc ReadQdisc(ReadOnlySpan<byte> payload)
     {
         string kind = "";
         uint maxRate = uint.MaxValue;
         bool shares = false;
-        NetlinkAttributes attributes = new(data);
+        NetlinkAttributes attributes = NetlinkAttributes.Behind(payload, out tcmsg qdisc);
         while (attributes.MoveNext())
         {
             shares |= attributes.Type is TCA_INGRESS_BLOCK or TCA_EGRESS_BLOCK;
@@ -281,7 +287,7 @@ internal sealed class TrafficControl : IDisposable
                 NetlinkAttributes options = new(attributes.Data);
                 while (options.MoveNext())
                 {
-                    maxRate = options.Type == TCA_FQ_FLOW_MAX_RATE ? BinaryPrimitives.ReadUInt32LittleEndian(options.Data) : maxRate;
+                    maxRate = options.Type == TCA_FQ_FLOW_MAX_RATE ? options.Value<uint>() : maxRate;
                 }
             }
         }
