@@ -150,7 +150,7 @@ internal static class SwitchPorts
                     link.Name = attributes.Text;
                     break;
                 case IFLA_MTU:
-                    link.Mtu = BinaryPrimitives.ReadInt32LittleEndian(attributes.Data);
+                    link.Mtu = attributes.Value<int>();
                     break;
                 case IFLA_MASTER:
                     link.Master = attributes.Value<int>();
