@@ -12,7 +12,7 @@ internal static class StatusCommand
 
     public static System.CommandLine.Command Create()
     {
-        Option<bool> json = new("--json") { Description = "As JSON, for programs: docs/architecture.md has its members." };
+        Option<bool> json = new("--json") { Description = "As JSON, for programs: xenloop(1) has its members." };
         Option<bool> all = new("--all") { Description = "In Dom0: all pairs of guests that do not meet, however many." };
         System.CommandLine.Command command = Request.Create("status", "Show what the daemon of this domain is doing: by which way packets go, and why.", (result, daemon) =>
         {
