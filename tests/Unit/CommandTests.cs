@@ -97,6 +97,13 @@ public sealed class CommandTests
         Assert.Contains("Dom0 tells this guest nothing", untold, StringComparison.Ordinal);
     }
 
+    [Fact]
+    public void Peers_keep_their_places()
+    {
+        JsonElement status = Parse("""{"role": "guest", "domid": 1, "vifs": [{"vif": 0, "peers": [{"domid": 10, "vif": 0}, {"domid": 9, "vif": 1}, {"domid": 9, "vif": 0}]}]}""");
+        Assert.Matches(@"(?s)\n +9 .*\n +9-1 .*\n +10 ", GuestView.Draw(status, null, 0, _book, coloured: false));
+    }
+
     [Theory]
     [InlineData(0, "0")]
     [InlineData(7, "7")]
