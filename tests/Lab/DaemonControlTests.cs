@@ -84,6 +84,7 @@ public class DaemonControlTests
         LabProcess daemon = lab[lab.Dom0];
         await lab.UntilAsync("Dom0's daemon answers", () => DaemonLab.Status(lab.Dom0) is not null);
         await FailsAsync("dance", 2, "Unrecognized command");
+        await FailsAsync("ping --count 0 1", 2, "--count is \"0\"; write a number from 1 to 1000\n\nxenloop: \"xenloop ping --help\" has what it takes");
         await FailsAsync($"status {DaemonLab.Socket} >/dev/full", 8, "xenloop: write on standard output: ENOSPC");
         await FailsAsync("--help >/dev/full", 8, "xenloop: write on standard output: ENOSPC");
         await FailsAsync($"resume 99 {DaemonLab.Socket}", 1, "there is no domain");
