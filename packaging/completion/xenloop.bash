@@ -18,6 +18,7 @@ _xenloop() {
     reload) words+=' --dry-run' ;;
     quiesce) words+=' --holder --timeout' ;;
     metrics) words+=' --textfile' ;;
+    check-config) words='--help' ;;&
     check-config | bugreport) [[ $word == -* ]] || { mapfile -t COMPREPLY < <(compgen -f -- "$word") && return; } ;;
   esac
   mapfile -t COMPREPLY < <(compgen -W "$words" -- "$word")

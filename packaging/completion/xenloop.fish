@@ -3,7 +3,7 @@ set -l commands status top doctor ping disable enable reload check-config quiesc
 complete -c xenloop -f
 complete -c xenloop -n "not __fish_seen_subcommand_from $commands" -l version -d 'version'
 complete -c xenloop -l help -d 'help'
-complete -c xenloop -n "__fish_seen_subcommand_from $commands" -l socket -r -F -d 'control socket'
+complete -c xenloop -n "__fish_seen_subcommand_from $commands; and not __fish_seen_subcommand_from check-config" -l socket -r -F -d 'control socket'
 complete -c xenloop -n "not __fish_seen_subcommand_from $commands" -a status -d 'what the daemon is doing, and why'
 complete -c xenloop -n "not __fish_seen_subcommand_from $commands" -a top -d 'the same, live'
 complete -c xenloop -n "not __fish_seen_subcommand_from $commands" -a doctor -d 'look at all that channels need'

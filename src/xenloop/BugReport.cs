@@ -18,6 +18,8 @@ internal static class BugReport
     private static readonly (string Name, string Program, string Arguments)[] _programs =
     [
         ("log.txt", "journalctl", "-u xenloopd -n 5000 --no-pager -o short-iso-precise"),
+        // Where OpenRC starts the daemon.
+        ("log-of-openrc.txt", "tail", "-n 5000 /var/log/xenloopd.log"),
         ("service.txt", "systemctl", "status xenloopd --no-pager -n 0"),
         ("links.txt", "ip", "-d link"),
         ("qdiscs.txt", "tc", "-s qdisc"),

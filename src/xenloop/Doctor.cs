@@ -1,3 +1,4 @@
+using System.Text;
 using System.Text.Json;
 using XenLoop.Interop;
 using XenLoop.Interop.Xen;
@@ -33,15 +34,26 @@ internal static class Doctor
 
     public static string Draw(IReadOnlyCollection<Finding> findings, bool coloured)
     {
-        Table table = new("", "WHAT", "FOUND", "REMEDY");
+        Table table = new("", "WHAT", "FOUND");
         foreach (Finding finding in findings)
         {
             (string word, Tone tone) = finding.IsWell switch { true => ("ok", Tone.Good), false => ("WRONG", Tone.Bad), _ => ("-", Tone.Faint) };
-            table.Add(new Cell(word, tone), finding.What, finding.Found, finding.Remedy);
+            table.Add(new Cell(word, tone), finding.What, finding.Found);
+        }
+
+        // A remedy is a line of its own, below what it is for: with both in one line neither would be read.
+        StringBuilder text = new();
+        foreach ((string line, string remedy) in table.Draw("", coloured).TrimEnd('\n').Split('\n').Zip(findings.Select(f => f.Remedy).Prepend("")))
+        {
+            text.Append(line).Append('\n');
+            if (remedy.Length > 0)
+            {
+                text.Append($"       -> {Table.Plain(remedy)}\n");
+            }
         }
 
         int wrong = findings.Count(f => f.IsWell == false);
-        return table.Draw("", coloured) + (wrong == 0 ? "\nNothing is wrong.\n" : $"\n{wrong} of {findings.Count} wrong.\n");
+        return $"{text}\n{(wrong == 0 ? "Nothing is wrong." : $"{wrong} of {findings.Count} wrong.")}\n";
     }
 
     /// <summary>In the order in which one thing needs the other.</summary>

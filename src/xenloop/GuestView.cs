@@ -33,7 +33,7 @@ internal static class GuestView
             }
 
             Table table = new("PEER", "DOMID", "MAC", "IP", "PATH", "RATE", "SHARED", "SINCE", "WHY");
-            foreach (JsonElement peer in vif.Items("peers"))
+            foreach (JsonElement peer in vif.Items("peers").OrderBy(p => p.Whole("domid")).ThenBy(p => p.Whole("vif")))
             {
                 bool shared = IsShared(peer);
                 table.Add(

@@ -24,7 +24,7 @@ internal static class Metrics
 
     public static System.CommandLine.Command Create()
     {
-        Option<string?> file = new("--textfile") { Description = "Write to this file, whole at each time, instead of standard output: for the textfile collector of node_exporter." };
+        Option<string?> file = new("--textfile") { HelpName = "FILE", Description = "Write to this file, whole at each time, instead of standard output: for the textfile collector of node_exporter." };
         System.CommandLine.Command command = Request.Create("metrics", "Print the status in Prometheus' text format.", (result, daemon) =>
         {
             string text = Write(daemon.Ask("status"));

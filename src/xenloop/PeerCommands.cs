@@ -14,7 +14,7 @@ internal static class PeerCommands
 
     public static System.CommandLine.Command CreateDisable()
     {
-        Option<int> seconds = new("--seconds") { Description = "For so long; by default until \"xenloop enable\", or until the daemon is started again." };
+        Option<int> seconds = NumberOption.Create("--seconds", "N", "For so long; by default until \"xenloop enable\", or until the daemon is started again.", 0, int.MaxValue);
         Argument<string> peer = Peer();
         System.CommandLine.Command command = Request.Create("disable", "In a guest: keep a peer on netfront.", (result, daemon) =>
         {
@@ -42,10 +42,10 @@ internal static class PeerCommands
     public static System.CommandLine.Command CreatePing()
     {
         Argument<string> peer = Peer();
-        Option<int> count = new("--count") { Description = "Round trips by each way, 1 to 1000.", DefaultValueFactory = _ => 10 };
-        Option<string?> address = new("--address") { Description = "The peer's IP address, where the neighbour table does not know it." };
+        Option<int> count = NumberOption.Create("--count", "N", "Round trips by each way, 1 to 1000.", 1, 1000, 10);
+        Option<string?> address = new("--address") { HelpName = "IP", Description = "The peer's IP address, where the neighbour table does not know it." };
         System.CommandLine.Command command = Request.Create("ping", "In a guest: measure round trips to a peer by its channel and by netfront, side by side.", (result, daemon) =>
-            Ping(daemon, result.GetValue(peer)!, result.GetValue(address), Math.Clamp(result.GetValue(count), 1, 1000)));
+            Ping(daemon, result.GetValue(peer)!, result.GetValue(address), result.GetValue(count)));
         command.Arguments.Add(peer);
         command.Options.Add(count);
         command.Options.Add(address);

@@ -1,4 +1,5 @@
 using System.CommandLine;
+using System.CommandLine.Invocation;
 using System.Text.Json;
 using XenLoop.Interop;
 using XenLoop.Settings;
@@ -14,9 +15,22 @@ internal static class Program
         try
         {
             ParseResult result = Root().Parse(args);
+            if (result.Action is ParseErrorAction mistake && args.Length > 0)
+            {
+                // The message is what matters, not all there is.
+                mistake.ShowHelp = false;
+            }
+
             int code = result.Invoke(new InvocationConfiguration { EnableDefaultExceptionHandler = false });
             Console.Out.Flush();
-            return result.Errors.Count > 0 ? ExitCode.Usage : code;
+            if (result.Errors.Count == 0)
+            {
+                return code;
+            }
+
+            System.CommandLine.Command command = result.CommandResult.Command;
+            Complain(command is RootCommand ? "\"xenloop --help\" has the commands" : $"\"xenloop {command.Name} --help\" has what it takes");
+            return ExitCode.Usage;
         }
         catch (OutputException e)
         {
@@ -121,11 +135,9 @@ internal static class Program
     private static System.CommandLine.Command Quiesce()
     {
         Argument<string> domain = new("DOMAIN") { Description = "Domid, name or UUID." };
-        Option<int> holder = new("--holder")
-        {
-            Description = "The process that suspends the domain: when it ends, channels come back by themselves. Without it: by \"xenloop resume\".",
-        };
-        Option<double> timeout = new("--timeout") { Description = "Seconds to wait for the guest.", DefaultValueFactory = _ => 5 };
+        Option<int> holder = NumberOption.Create("--holder", "PID",
+            "The process that suspends the domain: when it ends, channels come back by themselves. Without it: by \"xenloop resume\".", 1, int.MaxValue);
+        Option<double> timeout = NumberOption.Create("--timeout", "SECONDS", "To wait for the guest, 3600 at most.", 0.0, 3600, 5.0);
         System.CommandLine.Command command = Request.Create("quiesce", "In Dom0: have a guest close its channels, before it is saved or migrated.", (result, daemon) =>
             Suspend.Quiesce(daemon.Socket, result.GetValue(domain)!, result.GetValue(holder), TimeSpan.FromSeconds(result.GetValue(timeout))));
         command.Arguments.Add(domain);

@@ -14,6 +14,7 @@ internal static class Request
     {
         Option<string> socket = new("--socket")
         {
+            HelpName = "PATH",
             Description = "The daemon's control socket; whoever listens there must be root.",
             DefaultValueFactory = _ => ControlSocket.DefaultPath,
         };

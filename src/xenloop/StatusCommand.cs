@@ -12,7 +12,7 @@ internal static class StatusCommand
 
     public static System.CommandLine.Command Create()
     {
-        Option<bool> json = new("--json") { Description = "As JSON, for programs: docs/architecture.md has its members." };
+        Option<bool> json = new("--json") { Description = "As JSON, for programs: xenloop(1) has its members." };
         Option<bool> all = new("--all") { Description = "In Dom0: all pairs of guests that do not meet, however many." };
         System.CommandLine.Command command = Request.Create("status", "Show what the daemon of this domain is doing: by which way packets go, and why.", (result, daemon) =>
         {
@@ -32,12 +32,12 @@ internal static class StatusCommand
 
     public static System.CommandLine.Command CreateTop()
     {
-        Option<double> interval = new("--interval") { Description = "Seconds between two looks.", DefaultValueFactory = _ => 1 };
-        Option<int> count = new("--count") { Description = "Ends after so many looks; by default it goes on until Ctrl-C." };
+        Option<double> interval = NumberOption.Create("--interval", "SECONDS", "Between two looks, 0.1 to 3600.", 0.1, 3600, 1.0);
+        Option<int> count = NumberOption.Create("--count", "N", "Ends after so many looks; by default it goes on until Ctrl-C.", 1, int.MaxValue);
         System.CommandLine.Command command = Request.Create("top", "Show the same as \"status\", live.", (result, daemon) =>
         {
-            int pause = (int)(1000 * Math.Clamp(result.GetValue(interval), 0.1, 3600));
-            for (int look = 0; result.GetValue(count) <= 0 || look < result.GetValue(count); look++)
+            int pause = (int)(1000 * result.GetValue(interval));
+            for (int look = 0; result.GetValue(count) == 0 || look < result.GetValue(count); look++)
             {
                 long began = Stopwatch.GetTimestamp();
                 string text = Look(daemon, all: false, pause);

@@ -3,6 +3,7 @@ using System.Globalization;
 using System.Net.Sockets;
 using System.Text.Json;
 using XenLoop.Dom0;
+using XenLoop.Interop;
 using XenLoop.Interop.Xen;
 using XenLoop.Protocol;
 using XenLoop.Service;
@@ -18,7 +19,7 @@ internal static class Suspend
     /// <param name="holder">The process that suspends it; 0 for none.</param>
     /// <param name="timeout">For the guest, and for Dom0's daemon.</param>
     /// <returns>The exit code.</returns>
-    /// <exception cref="Interop.NativeException">XenStore cannot be reached.</exception>
+    /// <exception cref="NativeException">XenStore cannot be reached.</exception>
     public static int Quiesce(string socket, string domain, int holder, TimeSpan timeout)
     {
         Stopwatch watch = Stopwatch.StartNew();
@@ -87,7 +88,7 @@ internal static class Suspend
 
     /// <summary>Lets a guest have channels again.</summary>
     /// <returns>The exit code.</returns>
-    /// <exception cref="Interop.NativeException">XenStore cannot be reached.</exception>
+    /// <exception cref="NativeException">XenStore cannot be reached.</exception>
     /// <exception cref="CommandException">No daemon answers, or it cannot do it.</exception>
     public static int Resume(DaemonLink daemon, string domain)
     {
@@ -127,12 +128,19 @@ internal static class Suspend
     private static ushort? Find(XenStore xenStore, string domain)
     {
         bool isDomid = ushort.TryParse(domain, NumberStyles.None, CultureInfo.InvariantCulture, out ushort number);
-        foreach (ushort domid in GuestDirectory.List(xenStore))
+        try
         {
-            if (isDomid ? domid == number : xenStore.Read(StorePaths.GuestName(domid)) == domain || string.Equals(xenStore.Read(StorePaths.Vm(domid)), $"/vm/{domain}", StringComparison.OrdinalIgnoreCase))
+            foreach (ushort domid in GuestDirectory.List(xenStore))
             {
-                return domid;
+                if (isDomid ? domid == number : xenStore.Read(StorePaths.GuestName(domid)) == domain || string.Equals(xenStore.Read(StorePaths.Vm(domid)), $"/vm/{domain}", StringComparison.OrdinalIgnoreCase))
+                {
+                    return domid;
+                }
             }
+        }
+        catch (NativeException e) when (e.Errno == Errno.EACCES)
+        {
+            throw new CommandException(ExitCode.Refused, "this is no Dom0: guests may not see each other in XenStore; ask in Dom0");
         }
 
         Console.Error.WriteLine($"xenloop: there is no domain \"{domain}\"; xl list shows them");

@@ -84,11 +84,16 @@ public class DaemonControlTests
         LabProcess daemon = lab[lab.Dom0];
         await lab.UntilAsync("Dom0's daemon answers", () => DaemonLab.Status(lab.Dom0) is not null);
         await FailsAsync("dance", 2, "Unrecognized command");
+        await FailsAsync("ping --count 0 1", 2, "--count is \"0\"; write a number from 1 to 1000\n\nxenloop: \"xenloop ping --help\" has what it takes");
         await FailsAsync($"status {DaemonLab.Socket} >/dev/full", 8, "xenloop: write on standard output: ENOSPC");
         await FailsAsync("--help >/dev/full", 8, "xenloop: write on standard output: ENOSPC");
         await FailsAsync($"resume 99 {DaemonLab.Socket}", 1, "there is no domain");
+        LabGuest guest = await lab.Host.AddGuestAsync("guest");
+        (int exit, string output) = await guest.RunAsync($"{DaemonLab.Command} quiesce {DaemonLab.Socket} another");
+        Assert.True(exit == 6, $"{exit}, {output}");
+        Assert.Contains("ask in Dom0", output, StringComparison.Ordinal);
         // Nobody: the socket's folder is root's. The program itself may lie where only root comes.
-        (int exit, string output) = await lab.Dom0.RunAsync($"""
+        (exit, output) = await lab.Dom0.RunAsync($"""
             folder=$(mktemp -d) && chmod 755 $folder && cp -r {Path.GetDirectoryName(DaemonLab.Command)}/. $folder
             setpriv --reuid=65534 --regid=65534 --clear-groups $folder/xenloop status {DaemonLab.Socket}
             code=$?

@@ -59,7 +59,7 @@ public class DaemonStatusTests(ITestOutputHelper output)
         Assert.Matches(@"(?m)^ok +/dev/net/tun +there", doctor);
         Assert.Matches(@"(?m)^ok +introductions +1 vifs, 2 peers", doctor);
         (_, doctor) = await off.RunAsync($"{DaemonLab.Command} doctor {DaemonLab.Socket}");
-        Assert.Matches(@"(?m)^WRONG +offer +this guest is switched off +set ""enabled = true""", doctor);
+        Assert.Matches(@"(?m)^WRONG +offer +this guest is switched off\n +-> set ""enabled = true""", doctor);
 
         async Task<string> LookAsync(LabDomain domain)
         {

@@ -6,7 +6,7 @@ using XenLoop.Settings;
 
 namespace XenLoop.Guest;
 
-/// <summary>What a guest's daemon says of itself (docs/architecture.md).</summary>
+/// <summary>What a guest's daemon says of itself (docs/man/xenloop.1.md).</summary>
 /// <param name="introductions">What it is told.</param>
 /// <param name="vifs">What it is attached to.</param>
 /// <param name="channels">Those there are.</param>

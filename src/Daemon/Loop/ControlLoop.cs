@@ -11,7 +11,7 @@ namespace XenLoop.Loop;
 /// <summary>The control thread: one epoll over what the role waits for, the data loop's faults, the control socket and signals.</summary>
 internal sealed class ControlLoop : IDisposable
 {
-    /// <summary>Of the status: another one when a member goes, or means something else (docs/architecture.md).</summary>
+    /// <summary>Of the status: another one when a member goes, or means something else (docs/man/xenloop.1.md).</summary>
     private const int StatusSchema = 1;
 
     private const ulong ControlToken = 1;

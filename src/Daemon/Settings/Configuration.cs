@@ -1,6 +1,6 @@
 namespace XenLoop.Settings;
 
-/// <summary>What the configuration file says (docs/configuration.md); what it leaves out has the value here.</summary>
+/// <summary>What the configuration file says (docs/man/xenloopd.toml.5.md); what it leaves out has the value here.</summary>
 internal sealed record Configuration
 {
     public const string DefaultPath = "/etc/xenloop/xenloopd.toml";
