@@ -43,8 +43,9 @@ internal sealed partial class Ping
         double gap = times.Zip(times.Skip(1), (a, b) => b - a).DefaultIfEmpty(double.PositiveInfinity).Max();
         HashSet<int> answered = [.. replies.Select(m => int.Parse(m.Groups[2].ValueSpan, CultureInfo.InvariantCulture))];
         int sent = int.Parse(summary.Groups[1].ValueSpan, CultureInfo.InvariantCulture);
-        // The signal may come between the last request and its reply.
-        int counted = answered.Contains(sent) ? sent : sent - 1;
+        // The signal may come between the last requests and their replies; a busy machine has two on the way.
+        int last = answered.DefaultIfEmpty().Max();
+        int counted = sent - last <= 2 ? last : sent;
         int[] lost = [.. Enumerable.Range(1, counted).Where(s => !answered.Contains(s))];
         return (lost.Length, gap, $"{summary.Value}; without a reply: {string.Join(' ', lost)}");
     }
