@@ -56,6 +56,8 @@ public sealed class EgressHookTests : IDisposable
             Assert.Equal(DivertRung.Tcx, divert.Rung);
         }
 
+        // A process that is being started at the same time has the link for a moment, too.
+        Assert.True(SpinWait.SpinUntil(() => TcxPrograms().Length == 1, 1000));
         AssertDiverted();
         using SafeFd passing = Tcx(Next);
         Assert.Null(Secure(divert));
