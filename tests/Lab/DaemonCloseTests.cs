@@ -67,7 +67,7 @@ public class DaemonCloseTests
         Assert.Equal((0, 0), (await first, await second));
         Assert.Empty(Namespaces.Traces(a));
         Assert.Empty(Namespaces.Traces(b));
-        Assert.Equal((default, default), (lab.Held(a), lab.Held(b)));
+        Assert.Equal((default, default), (lab.Host.Broker.Count(a.Domid), lab.Host.Broker.Count(b.Domid)));
     }
 
     [Fact]
@@ -89,7 +89,7 @@ public class DaemonCloseTests
                 return daemon.HasExited;
             });
             Assert.True(daemon.ExitCode == 0, $"exit status {daemon.ExitCode} in round {round}");
-            Assert.Equal(default, lab.Held(a));
+            Assert.Equal(default, lab.Host.Broker.Count(a.Domid));
             lab.Start(a);
             await lab.UntilAsync("the daemon offers its guest again", () => lab.Introduced(b) is [_]);
         }

@@ -123,7 +123,7 @@ public class DaemonFaultTests(ITestOutputHelper output)
 
             await lab.UntilAsync($"{victim} is quiesced", () => Answered(victim));
             await Ping.MustAsync(victim.Guest, faults.Hub, count: 2);
-            Assert.Equal(default, lab.Held(victim.Guest));
+            Assert.Equal(default, lab.Host.Broker.Count(victim.Guest.Domid));
             Assert.NotNull(DaemonLab.Ask(lab.Dom0, $"resume {victim.Guest.Domid}"));
         }
 
@@ -179,7 +179,7 @@ public class DaemonFaultTests(ITestOutputHelper output)
 
             await lab.UntilAsync("Dom0's daemon is back", () => DaemonLab.Status(lab.Dom0) is not null);
             await lab.UntilAsync("replies by the bridge", () => ping.Replies > replies + 3);
-            Assert.Equal(default, lab.Held(b));
+            Assert.Equal(default, lab.Host.Broker.Count(b.Domid));
             await lab.UntilAsync("a has let go, too", () => HoldsPagesAtMost(lab.Host.Broker.Count(a.Domid)));
 
             holder.Signal(LibC.SIGKILL);
@@ -265,7 +265,7 @@ public class DaemonFaultTests(ITestOutputHelper output)
             Assert.Equal((0, "quiesced\n"), await lab.Dom0.RunAsync($"{DaemonLab.Command} quiesce {DaemonLab.Socket} {guest.Name}"));
             output.WriteLine($"quiesced within {watch.ElapsedMilliseconds} ms");
             Assert.InRange(watch.ElapsedMilliseconds, 0, 5000);
-            Assert.Equal(default, lab.Held(guest));
+            Assert.Equal(default, lab.Host.Broker.Count(guest.Domid));
             Assert.Equal((0, ""), await lab.Dom0.RunAsync($"{DaemonLab.Command} resume {DaemonLab.Socket} {guest.Name}"));
             await lab.UntilAsync("the channel is back", () => lab.IsUp(a, b));
             await lab.UsageIsAsync(a, usageA);

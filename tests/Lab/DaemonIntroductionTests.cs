@@ -125,7 +125,7 @@ public class DaemonIntroductionTests
 
         await lab.UntilAsync("a follows its introductions", () => LabStatus.Peers(DaemonLab.Status(a)!.Value).Count() == 200);
         Assert.Equal(watches, lab.XenStore.Count(a.Domid).Watches);
-        Assert.Equal(default, lab.Held(a));
+        Assert.Equal(default, lab.Host.Broker.Count(a.Domid));
     }
 
     [Fact]

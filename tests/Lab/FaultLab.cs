@@ -287,7 +287,7 @@ internal sealed partial class FaultLab : IAsyncDisposable
 
     private static bool HasTap(LabGuest guest) => Namespaces.Traces(guest).Any(t => t.StartsWith("xl", StringComparison.Ordinal));
 
-    /// <summary>What a process has open or mapped, a kind in a line: TAPs, event channels, granted pages, programs, maps, links.</summary>
+    /// <summary>What the hub has open or mapped, a kind in a line: TAPs, event channels, granted pages, programs, maps, links.</summary>
     private string HubsDescriptors()
     {
         LabProcess process = Lab[Hub];
