@@ -70,16 +70,27 @@ root.SetAction(async (parsed, cancel) =>
     // An emulated host keeps one of our processors busy. Those with many of their own first: they take longest.
     Table[] tables = new Table[chosen.Length];
     ParallelOptions atOnce = new() { MaxDegreeOfParallelism = Environment.ProcessorCount, CancellationToken = cancel };
+    string? name = parsed.GetValue(save);
+    using SemaphoreSlim saving = new(1);
     await Parallel.ForEachAsync(Enumerable.Range(0, chosen.Length).OrderByDescending(i => chosen[i].Processors), atOnce, async (i, _) =>
-        tables[i] = await Compare.RunAsync(chosen[i], parsed.GetValue(kind), set, ways));
+    {
+        tables[i] = await Compare.RunAsync(chosen[i], parsed.GetValue(kind), set, ways);
+        if (name is not null)
+        {
+            // At once: a host takes long, and another may fail.
+            await saving.WaitAsync(CancellationToken.None);
+            await Report.SaveAsync(name, tables[i]);
+            saving.Release();
+        }
+    });
     foreach (Table table in tables)
     {
         Console.WriteLine(Report.Markdown(table));
     }
 
-    if (parsed.GetValue(save) is { } name)
+    if (name is not null)
     {
-        await Report.SaveAsync(name, tables);
+        await Report.DrawAsync(name, tables);
     }
 
     return 0;

@@ -25,7 +25,7 @@ internal static class Report
         StringBuilder text = new();
         string ways = string.Concat(table.Ways.Select(way => $" {way.Name} |"));
         string rule = string.Concat(table.Ways.Select(_ => "---|"));
-        text.AppendLine(CultureInfo.InvariantCulture, $"\n### {table.Kind.ToString().ToUpperInvariant()} guests on Debian {table.Host.DebianVersion}; {table.Host.Description}\n");
+        text.AppendLine(CultureInfo.InvariantCulture, $"\n### {DateTime.UtcNow:yyyy-MM-dd}: {table.Kind.ToString().ToUpperInvariant()} guests on Debian {table.Host.DebianVersion}; {table.Host.Description}\n");
         text.AppendLine(CultureInfo.InvariantCulture, $"| |{ways}\n|---|{rule}");
         foreach ((Measurement measurement, Cell[] cells) in table.Rows)
         {
@@ -41,30 +41,35 @@ internal static class Report
         return text.ToString();
     }
 
-    /// <summary>Adds the tables to NAME.md and the figures to NAME.csv, and draws the charts NAME-*.svg anew.</summary>
-    public static async Task SaveAsync(string name, Table[] tables)
+    /// <summary>Adds the table to NAME.md and the figures to NAME.csv.</summary>
+    public static async Task SaveAsync(string name, Table table)
     {
         DateTime date = DateTime.UtcNow;
-        await File.AppendAllTextAsync($"{name}.md", $"\n## {date:yyyy-MM-dd}\n{string.Concat(tables.Select(Markdown))}");
+        await File.AppendAllTextAsync($"{name}.md", Markdown(table));
         if (!File.Exists($"{name}.csv"))
         {
             await File.WriteAllTextAsync($"{name}.csv", CsvHead + "\n");
         }
 
-        await File.AppendAllLinesAsync($"{name}.csv", tables.SelectMany(table => Csv(table, date)));
-        await DrawAsync("round-trips", "Microseconds: round trip of ping; one way of sockperf, median", measurement => measurement.Key switch
+        await File.AppendAllLinesAsync($"{name}.csv", Csv(table, date));
+    }
+
+    /// <summary>Draws the charts NAME-*.svg anew.</summary>
+    public static async Task DrawAsync(string name, Table[] tables)
+    {
+        await ChartAsync("round-trips", "Microseconds: round trip of ping; one way of sockperf, median", measurement => measurement.Key switch
         {
             "ping" => "ping",
             "tcp_rr" => "sockperf TCP",
             "udp_rr" => "sockperf UDP",
             _ => null,
         });
-        await DrawAsync("tcp", "TCP, Gb/s, by bytes of each write", measurement => measurement.Key.Split('_') is ["tcp", string size, string streams] && size != "rr"
+        await ChartAsync("tcp", "TCP, Gb/s, by bytes of each write", measurement => measurement.Key.Split('_') is ["tcp", string size, string streams] && size != "rr"
             ? $"{size} x {streams}"
             : null);
-        await DrawAsync("requests", "Requests per second", measurement => measurement.Unit == "requests/s" ? measurement.Name : null);
+        await ChartAsync("requests", "Requests per second", measurement => measurement.Unit == "requests/s" ? measurement.Name : null);
 
-        async Task DrawAsync(string chart, string title, Func<Measurement, string?> label)
+        async Task ChartAsync(string chart, string title, Func<Measurement, string?> label)
         {
             Table[] drawn = [.. tables.Where(table => table.Rows.Any(row => label(row.Measurement) is not null))];
             if (drawn.Length > 0)

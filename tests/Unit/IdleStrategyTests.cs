@@ -200,6 +200,27 @@ public sealed class IdleStrategyTests
     }
 
     [Fact]
+    public void Peers_run_beside_us_when_the_last_spin_for_one_has_paid()
+    {
+        Assert.False(_idle.PeersRunBeside);
+        _ = Question(answerAfter: 40);
+        Assert.True(_idle.PeersRunBeside);
+        // Of the application's waits, long or short, and of bulk it learns nothing.
+        _ = Answer(questionAfter: Never, asleep: 50);
+        _idle.Worked(IdleStrategy.BulkBytes, IdleStrategy.BulkBytes);
+        Assert.True(_idle.PeersRunBeside);
+        for (int i = 0; i < IdleStrategy.SmallBursts / 2; i++)
+        {
+            _ = Question(answerAfter: 0, asleep: 50);
+        }
+
+        _ = Question(answerAfter: Never);
+        Assert.False(_idle.PeersRunBeside);
+        Assert.True(new IdleStrategy(IdleMode.Poll, _clock).PeersRunBeside);
+        Assert.False(new IdleStrategy(IdleMode.Event, _clock).PeersRunBeside);
+    }
+
+    [Fact]
     public void By_event_it_sleeps_at_once_and_reads_no_clock_and_polling_never_sleeps()
     {
         IdleStrategy sleeper = new(IdleMode.Event, _clock), poller = new(IdleMode.Poll, _clock);
@@ -247,49 +268,5 @@ public sealed class IdleStrategyTests
         _clock.Advance(asleep);
         _idle.Slept();
         return false;
-    }
-
-    private sealed class FakeClock : IdleClock
-    {
-        public long Now { get; private set; } = 5_000_000_000;
-
-        public int Turn { get; set; } = 1;
-
-        public int Turns { get; private set; }
-
-        public int Reads { get; set; }
-
-        public int CoarseReads { get; set; }
-
-        public override long Microseconds
-        {
-            get
-            {
-                Reads++;
-                return Now;
-            }
-        }
-
-        /// <summary>In steps of 4 ms, as the kernel's.</summary>
-        public override long Milliseconds
-        {
-            get
-            {
-                CoarseReads++;
-                return Now / 4000 * 4;
-            }
-        }
-
-        public bool Crowded { get; set; }
-
-        public override bool IsCrowded => Crowded;
-
-        public void Advance(long microseconds) => Now += microseconds;
-
-        public override void GiveWay()
-        {
-            Turns++;
-            Now += Turn;
-        }
     }
 }

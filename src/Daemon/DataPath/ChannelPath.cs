@@ -32,6 +32,9 @@ internal sealed unsafe class ChannelPath
     public int TapDescriptor { get; }
 
     /// <summary>Of the last pump, see there.</summary>
+    public int ReceivedBurstPackets => _receive.BurstPackets;
+
+    /// <summary>Of the last pump, see there.</summary>
     public uint ReceivedBurstBytes => _receive.BurstBytes;
 
     /// <summary>Of the last pump, see there.</summary>
@@ -94,6 +97,9 @@ internal sealed unsafe class ChannelPath
         _events.Pay();
         return false;
     }
+
+    /// <summary>The peer is to know now what it has asked to be told of.</summary>
+    public void Pay() => _events.Pay();
 
     /// <summary>Asks the peer for the events needed to sleep. False: there is work, do not sleep.</summary>
     /// <exception cref="PeerGoneException">The peer's daemon died.</exception>

@@ -28,6 +28,7 @@ internal sealed unsafe class DataLoop : IDisposable
     private readonly EventFd _wake = new();
     private readonly IdleStrategy _idle;
     private readonly BulkWeight _weight = new();
+    private readonly ApplicationTurn _turn = new();
     private readonly EventFd _faults;
     private readonly ManualResetEventSlim _commandDone = new();
     private readonly Thread _thread;
@@ -163,8 +164,10 @@ internal sealed unsafe class DataLoop : IDisposable
             }
 
             bool worked = false;
+            int packets = 0;
             uint received = 0;
             uint sent = 0;
+            bool beside = _idle.PeersRunBeside;
             foreach (ChannelPath path in _paths)
             {
                 // A turn for sixty paths whose peers keep them busy is long, and before a suspend there is a command for each.
@@ -175,7 +178,13 @@ internal sealed unsafe class DataLoop : IDisposable
 
                 _current = path;
                 worked |= path.Pump();
+                if (beside)
+                {
+                    path.Pay();
+                }
+
                 _weight.Received(path.BulkBurstBytes);
+                packets += path.ReceivedBurstPackets;
                 received += path.ReceivedBurstBytes;
                 sent += path.SentBurstBytes;
             }
@@ -188,6 +197,7 @@ internal sealed unsafe class DataLoop : IDisposable
             if (worked)
             {
                 _idle.Worked(received, sent);
+                _turn.Received(packets, received, beside);
                 if (Volatile.Read(ref _tellOfTraffic))
                 {
                     Volatile.Write(ref _tellOfTraffic, false);

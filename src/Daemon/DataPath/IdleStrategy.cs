@@ -79,6 +79,12 @@ internal sealed class IdleStrategy
         _awaited = _application;
     }
 
+    /// <summary>
+    /// Whether peers run while we do, as the last wait for one has shown: on processors of their own. Then they are to have at once what there is for them;
+    /// where all domains share one it is better to give it to them all at once.
+    /// </summary>
+    public bool PeersRunBeside => _mode == IdleMode.Poll || _peer.HasPaid;
+
     /// <summary>There was work: bursts of so many bytes, or of none.</summary>
     public void Worked(uint received, uint sent)
     {
@@ -195,6 +201,9 @@ internal sealed class IdleStrategy
         private long _budget = Budget;
         private long _filled = now;
 
+        /// <summary>Whether the last spin for it paid.</summary>
+        public bool HasPaid { get; private set; }
+
         public bool Affords(long now)
         {
             // Milliseconds times 1000 over Refill are microseconds.
@@ -205,11 +214,16 @@ internal sealed class IdleStrategy
 
         public void Paid()
         {
+            HasPaid = true;
             _short = true;
             _budget = Math.Min(Budget, _budget + Earned);
         }
 
-        public void Failed() => _budget -= Window;
+        public void Failed()
+        {
+            HasPaid = false;
+            _budget -= Window;
+        }
 
         public void Waited(long milliseconds) => _short = milliseconds < ShortMilliseconds;
     }

@@ -51,7 +51,10 @@ internal sealed unsafe class ReceivePath
     public ulong ForeignSources;
     public ulong Discarded;
 
-    /// <summary>Bytes that the last pump took from the ring.</summary>
+    /// <summary>Records that the last pump took from the ring.</summary>
+    public int BurstPackets { get; private set; }
+
+    /// <summary>Their bytes.</summary>
     public uint BurstBytes { get; private set; }
 
     /// <summary>Of these, bytes of great frames that the kernel took over.</summary>
@@ -164,6 +167,7 @@ internal sealed unsafe class ReceivePath
             CheckArrivals();
         }
 
+        BurstPackets = packets;
         BurstBytes = bytes;
         BulkBurstBytes = bulk;
         _events.Owe(_ring.Publish(), bytes);
