@@ -20,7 +20,8 @@ internal sealed record Table(BenchHost Host, GuestKind Kind, IReadOnlyList<(Meas
 /// <summary>One side-by-side run: the same two guests by netfront first, then with daemons in each of their modes.</summary>
 internal static class Compare
 {
-    private const double Agreement = 0.01;
+    /// <summary>Two runs that are no farther apart need no third.</summary>
+    private const double Agreement = Report.Steady;
 
     public static async Task<Table> RunAsync(BenchHost host, GuestKind kind, Measurement[] set, Way[] ways)
     {
@@ -50,7 +51,7 @@ internal static class Compare
     }
 
     /// <summary>
-    /// The median of three runs. When the first two agree that is known without a third: it lies between them, whatever the third brings.
+    /// The median of three runs. When the first two agree it is known without a third: it lies between them, whatever the third brings.
     /// </summary>
     private static async Task<Cell> MeasureAsync(Pair pair, Measurement measurement, DomainTimes overhead)
     {
