@@ -7,22 +7,36 @@ using Xunit.Abstractions;
 
 namespace XenLoop.Tests.Xen;
 
-/// <summary>A peer that comes back again and again, and never unmaps what it was granted: its daemons are stopped, not ended.</summary>
+/// <summary>A peer that comes back again and again, and what it does not give back of what it was granted.</summary>
 [Collection(SuspendHost.Name)]
 public sealed partial class KeptPagesTests(ChannelFixture xen, ITestOutputHelper output)
 {
-    private const int LeastRounds = 10;
-
     // Or for so long. See ./test.
     private static readonly double _seconds = double.Parse(Environment.GetEnvironmentVariable("XENLOOP_EVIL_SECONDS") ?? "0", CultureInfo.InvariantCulture);
 
     // A control page and two rings of 1 MiB.
     private const int OneSet = 1 + (2 * 1024 / 4);
 
-    [Theory]
-    [InlineData("")]
-    [InlineData("xenstore-write $node \"closed $(xenstore-read $node | cut -d ' ' -f 2)\"; sleep 0.5")]
-    public async Task A_peer_that_never_unmaps_has_the_pages_of_one_channel_whatever_it_says(string says)
+    // Its pages stay mapped, and the next daemon may have what it needs.
+    private const string Stop = """
+        kill -STOP $(cat /run/xenloopd.pid)
+        ip link del xl$victim.0
+        """;
+
+    private const string Kill = "kill -KILL $(cat /run/xenloopd.pid)";
+
+    /// <summary>What the peer does in each round, as a guest's administrator can, with what is there; whether its daemons live on, stopped; and how many rounds there are at least.</summary>
+    public static readonly TheoryData<string, string, bool, int> Hostilities = new()
+    {
+        { "keeps them", Stop, true, 10 },
+        { "keeps them and says that it does not", $"{Stop}\nxenstore-write $node \"closed $(xenstore-read $node | cut -d ' ' -f 2)\"; sleep 0.5", true, 10 },
+        { "ends without a word", Kill, false, 3 },
+        { "says whatever it likes", $"for i in $(seq 100); do xenstore-write $node \"offer $i $i $i\" 2>/dev/null; xenstore-write $node closed; done\n{Kill}", false, 3 },
+        { "fills its area", $"for i in $(seq 120); do xenstore-write data/xenloop/$(printf %040d $i) x 2>/dev/null; done\n{Kill}", false, 3 },
+    };
+
+    [Theory, MemberData(nameof(Hostilities))]
+    public async Task A_peer_has_the_pages_of_one_channel_whatever_it_does(string what, string script, bool stays, int leastRounds)
     {
         Node victim = xen["pvh1"], other = xen["pvh2"];
         // Its daemons stay.
@@ -32,17 +46,15 @@ public sealed partial class KeptPagesTests(ChannelFixture xen, ITestOutputHelper
         await ChannelFixture.ChannelUpAsync(victim, keeper);
         List<int> counts = [await MappedAsync(victim, keeper)];
         Stopwatch watch = Stopwatch.StartNew();
-        while (counts.Count <= LeastRounds || watch.Elapsed.TotalSeconds < _seconds)
+        while (counts.Count <= leastRounds || watch.Elapsed.TotalSeconds < _seconds)
         {
             // For as many stopped daemons the keeper has memory.
             await xen.SleepAsync(_seconds / 60);
-            // As a guest's administrator can, with what is there.
             (await keeper.RunAsync($"""
-                kill -STOP $(cat /run/xenloopd.pid)
-                ip link del xl{victim.Domid}.0
+                victim={victim.Domid}
+                node=data/xenloop/0-$victim-0
+                {script}
                 rm -f /run/xenloop/control.sock
-                node=data/xenloop/0-{victim.Domid}-0
-                {says}
                 xenstore-rm data/xenloop
                 """)).Check();
             await keeper.Daemon.StartAsync();
@@ -50,9 +62,9 @@ public sealed partial class KeptPagesTests(ChannelFixture xen, ITestOutputHelper
             counts.Add(await MappedAsync(victim, keeper));
         }
 
-        output.WriteLine($"grants of the victim that the keeper has mapped, after each round, {watch.Elapsed.TotalSeconds:f0} s in all: {string.Join(' ', counts)}");
+        output.WriteLine($"{what}: grants of the victim that the peer has mapped, after each round, {watch.Elapsed.TotalSeconds:f0} s in all: {string.Join(' ', counts)}");
         Assert.All(counts, count => Assert.Equal(OneSet, count));
-        Assert.Equal($"{counts.Count}\n", (await keeper.RunAsync("cat /proc/[0-9]*/comm | grep -c '^xenloopd$'")).Output);
+        Assert.Equal($"{(stays ? counts.Count : 1)}\n", (await keeper.RunAsync("cat /proc/[0-9]*/comm | grep -c '^xenloopd$'")).Output);
         await other.StopPingAsync();
         (long sent, _) = await other.PacketsAsync(victim);
         Assert.True(sent > 0, "the other channel did not stay");
