@@ -26,6 +26,11 @@ internal static class Compare
     public static async Task<Table> RunAsync(BenchHost host, GuestKind kind, Measurement[] set, Way[] ways)
     {
         await using Pair pair = await Pair.StartAsync(kind, host.GuestVcpus, host.Options);
+        if (set.Any(measurement => measurement.UsesDatagrams))
+        {
+            await pair.InstallDatagramsAsync();
+        }
+
         Cell[][] cells = [.. set.Select(_ => new Cell[ways.Length])];
         for (int way = 0; way < ways.Length; way++)
         {

@@ -22,6 +22,9 @@ internal sealed record Measurement(string Key, string Name, string Unit, string 
     /// <summary>How often it is run at most, for the median; once is enough for what runs many times by itself.</summary>
     public int Runs { get; init; } = 3;
 
+    /// <summary>Whether it runs bench/Datagrams.</summary>
+    public bool UsesDatagrams { get; init; }
+
     /// <summary>Whether a smaller figure is the better one.</summary>
     public bool IsTime => Unit is "us" or "ms";
 
@@ -35,6 +38,8 @@ internal sealed record Measurement(string Key, string Name, string Unit, string 
 /// <summary>The set: programs that people measure with and programs that people run, unmodified, as Debian ships them.</summary>
 internal static partial class Measurements
 {
+    public const int DatagramsPort = 11113;
+
     private const string RoundTrip = "round trip";
     private const string Bulk = "64 KiB";
     private const string Request = "request";
@@ -71,6 +76,7 @@ internal static partial class Measurements
         Tcp(1024, 4, 30), Tcp(65536, 4, 512),
         new("udp_lossless", "UDP 1400 B, highest rate with < 0.1 % lost", "Mb/s", "", HighestRate, o => new(double.Parse(o, CultureInfo.InvariantCulture), 0)) { Runs = 1 },
         Udp("udp_unpaced", "UDP 1400 B unpaced, received", "Mb/s", 1e6, 1400, 32),
+        new("udp_gso", "UDP 1400 B with GSO, unpaced, received", "Gb/s", Bulk, $"datagrams send SERVER {DatagramsPort} 1400 128", Datagrams) { UsesDatagrams = true },
         new("redis_1", "redis GET, 1 client", "requests/s", Request, "redis-benchmark -h SERVER -c 1 -n 1000 -t get --csv", o => Redis(o, 1000)),
         new("redis_50", "redis GET, 50 clients", "requests/s", Request, "redis-benchmark -h SERVER -c 50 -n 4000 -t get --csv", o => Redis(o, 4000)),
         Nginx("nginx_small", "nginx, 100 B, 16 connections", "small"),
@@ -132,6 +138,13 @@ internal static partial class Measurements
             double arrived = 1 - (sum.GetProperty("lost_percent").GetDouble() / 100);
             return new(Rate(o) * arrived / scale, sum.GetProperty("bytes").GetDouble() * arrived / 65536);
         });
+
+    /// <summary>Bytes that arrived, and the microseconds that they took.</summary>
+    private static Outcome Datagrams(string output)
+    {
+        double[] numbers = [.. output.Split(' ').Select(number => double.Parse(number, CultureInfo.InvariantCulture))];
+        return new(8 * numbers[0] / numbers[1] / 1000, numbers[0] / 65536);
+    }
 
     private static Measurement Nginx(string key, string name, string file) => new(key, name, "requests/s", Request,
         $"timeout --preserve-status -s INT 0.3 wrk -t 1 -c 16 -d 9s http://SERVER:80/{file}", o => new(Number(WrkRate(), o), Number(WrkRequests(), o)));

@@ -40,6 +40,15 @@ internal sealed class Pair : IAsyncDisposable
         }
     }
 
+    /// <summary>Puts bench/Datagrams into both guests, and starts its receiver.</summary>
+    public async Task InstallDatagramsAsync()
+    {
+        await XenLoopDaemon.PublishAsync("datagrams");
+        string program = Path.Combine(XenLoopDaemon.PublishFolder, "datagrams", "datagrams");
+        await Task.WhenAll(Client.PushAsync(program, "/usr/bin/datagrams", "755"), Server.PushAsync(program, "/usr/bin/datagrams", "755"));
+        (await Server.RunAsync($"datagrams receive {Measurements.DatagramsPort} >/dev/null 2>&1 &")).Check();
+    }
+
     /// <summary>Starts the daemons in the guests, and in Dom0 if that has not happened; returns when both guests divert.</summary>
     public async Task StartDaemonsAsync(string arguments = "")
     {

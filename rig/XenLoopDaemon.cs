@@ -54,6 +54,9 @@ public sealed class XenLoopDaemon
     /// <summary>The daemon in a guest that has the package, or will have it.</summary>
     public static XenLoopDaemon OfPackage(XenGuest guest) => new(guest.RunAsync);
 
+    /// <summary>Publishes a program that is not published anyway: see packaging/publish.</summary>
+    public static Task PublishAsync(string program) => RigImage.RunScriptAsync(Path.Combine("packaging", "publish"), program);
+
     /// <summary>Builds the Debian packages of these sources: the guest's first, then Dom0's.</summary>
     /// <param name="version">As which version; their own if null. Another takes minutes to compile.</param>
     /// <returns>The files.</returns>
