@@ -3,7 +3,7 @@ using XenLoop.Interop.Linux;
 
 namespace XenLoop.DataPath;
 
-/// <summary>What <see cref="IdleStrategy"/> knows of time and of who else wants a processor; in its tests time is made by hand.</summary>
+/// <summary>What <see cref="IdleStrategy"/> and <see cref="ApplicationTurn"/> know of time and of who else wants a processor; in their tests time is made by hand.</summary>
 internal class IdleClock
 {
     /// <summary>
