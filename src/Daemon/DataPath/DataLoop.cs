@@ -28,7 +28,7 @@ internal sealed unsafe class DataLoop : IDisposable
     private readonly EventFd _wake = new();
     private readonly IdleStrategy _idle;
     private readonly BulkWeight _weight = new();
-    private readonly ApplicationTurn _turn = new();
+    private readonly ApplicationTurn _turn;
     private readonly EventFd _faults;
     private readonly ManualResetEventSlim _commandDone = new();
     private readonly Thread _thread;
@@ -45,10 +45,12 @@ internal sealed unsafe class DataLoop : IDisposable
     /// <param name="mode">What to do when idle.</param>
     /// <param name="capacity">Channels at the same time.</param>
     /// <param name="faults">Signalled when a path was given up, see <see cref="ChannelPath.Fault"/>, and for <see cref="TellOfTraffic"/>.</param>
-    public DataLoop(IdleMode mode, int capacity, EventFd faults)
+    /// <param name="clock">The machine's, if not given.</param>
+    public DataLoop(IdleMode mode, int capacity, EventFd faults, IdleClock? clock = null)
     {
         _byId = new ChannelPath?[capacity];
-        _idle = new IdleStrategy(mode);
+        _idle = new IdleStrategy(mode, clock);
+        _turn = new ApplicationTurn(clock);
         _faults = faults;
         _epoll.Add(_wake.FileDescriptor, EpollEvents.EPOLLIN, WakeToken);
         // A small stack: the loop is shallow, and resident memory counts in minimal guests.
