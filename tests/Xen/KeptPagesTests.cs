@@ -28,11 +28,11 @@ public sealed partial class KeptPagesTests(ChannelFixture xen, ITestOutputHelper
     /// <summary>What the peer does in each round, as a guest's administrator can, with what is there; whether its daemons live on, stopped; and how many rounds there are at least.</summary>
     public static readonly TheoryData<string, string, bool, int> Hostilities = new()
     {
-        { "keeps them", Stop, true, 10 },
-        { "keeps them and says that it does not", $"{Stop}\nxenstore-write $node \"closed $(xenstore-read $node | cut -d ' ' -f 2)\"; sleep 0.5", true, 10 },
-        { "ends without a word", Kill, false, 3 },
-        { "says whatever it likes", $"for i in $(seq 100); do xenstore-write $node \"offer $i $i $i\" 2>/dev/null; xenstore-write $node closed; done\n{Kill}", false, 3 },
-        { "fills its area", $"for i in $(seq 120); do xenstore-write data/xenloop/$(printf %040d $i) x 2>/dev/null; done\n{Kill}", false, 3 },
+        { "keeps them", Stop, true, 5 },
+        { "keeps them and says that it does not", $"{Stop}\nxenstore-write $node \"closed $(xenstore-read $node | cut -d ' ' -f 2)\"; sleep 0.5", true, 5 },
+        { "ends without a word", Kill, false, 2 },
+        { "says whatever it likes", $"for i in $(seq 100); do xenstore-write $node \"offer $i $i $i\" 2>/dev/null; xenstore-write $node closed; done\n{Kill}", false, 2 },
+        { "fills its area", $"for i in $(seq 120); do xenstore-write data/xenloop/$(printf %040d $i) x 2>/dev/null; done\n{Kill}", false, 2 },
     };
 
     [Theory, MemberData(nameof(Hostilities))]
