@@ -114,7 +114,7 @@ public sealed class IdleStrategyTests
     public void Bulk_ends_spinning_until_so_many_small_bursts_have_come(uint received, uint sent)
     {
         Assert.True(Question(answerAfter: 40));
-        Work(received, sent);
+        _idle.Worked(received, sent);
         Assert.False(_idle.Spin());
         // Two bursts each.
         for (int i = 0; i < IdleStrategy.SmallBursts / 2; i++)
@@ -126,68 +126,10 @@ public sealed class IdleStrategyTests
         Assert.True(Question(answerAfter: 40));
     }
 
-    [Theory]
-    [InlineData(8000, true)]
-    [InlineData(1000, true)]
-    [InlineData(1000, false)]
-    public void Much_in_one_direction_and_only_acknowledgements_in_the_other_are_bulk_however_small_the_bursts(uint size, bool sending)
-    {
-        Assert.True(Question(answerAfter: 40));
-        uint passed = 0;
-        for (int i = 0; i < 1000; i++)
-        {
-            (uint data, uint acknowledgement) = (i % 2 == 0 ? size : 0, i % 2 == 0 ? 0 : Small);
-            _idle.Worked(sending ? acknowledgement : data, sending ? data : acknowledgement, sending ? 0 : data, sending ? data : 0);
-            passed += data;
-            if (passed >= IdleStrategy.OneWayBytes)
-            {
-                Assert.False(_idle.Spin());
-            }
-            else
-            {
-                Assert.True(_idle.Spin());
-            }
-        }
-    }
-
-    [Fact]
-    public void Great_answers_to_small_questions_are_no_bulk()
-    {
-        for (int i = 0; i < 1000; i++)
-        {
-            Work(Small, 0);
-            Assert.True(_idle.Spin());
-            Work(0, 8000);
-            Assert.True(_idle.Spin());
-        }
-    }
-
-    [Fact]
-    public void What_comes_after_a_pause_is_no_bulk_because_of_what_was_before_it()
-    {
-        for (uint passed = 0; passed < IdleStrategy.OneWayBytes - 1000; passed += 1000)
-        {
-            Work(0, 1000);
-        }
-
-        _idle.FallsAsleep();
-        _clock.Advance(1_000_000);
-        _idle.Slept();
-        for (int i = 0; i < 20; i++)
-        {
-            Work(0, 1000);
-        }
-
-        Work(1000, 0);
-        // The pause was long: the next is waited for asleep.
-        _ = Question(answerAfter: 40, asleep: 50);
-        Assert.True(Question(answerAfter: 40));
-    }
-
     [Fact]
     public void A_burst_below_bulk_is_none()
     {
-        Work(IdleStrategy.BulkBytes - 1, IdleStrategy.BulkBytes - 1);
+        _idle.Worked(IdleStrategy.BulkBytes - 1, IdleStrategy.BulkBytes - 1);
         Assert.True(_idle.Spin());
     }
 
@@ -265,7 +207,7 @@ public sealed class IdleStrategyTests
         Assert.True(_idle.PeersRunBeside);
         // Of the application's waits, long or short, and of bulk it learns nothing.
         _ = Answer(questionAfter: Never, asleep: 50);
-        Work(IdleStrategy.BulkBytes, IdleStrategy.BulkBytes);
+        _idle.Worked(IdleStrategy.BulkBytes, IdleStrategy.BulkBytes);
         Assert.True(_idle.PeersRunBeside);
         for (int i = 0; i < IdleStrategy.SmallBursts / 2; i++)
         {
@@ -285,7 +227,7 @@ public sealed class IdleStrategyTests
         _clock.Reads = _clock.CoarseReads = 0;
         for (int i = 0; i < 1000; i++)
         {
-            sleeper.Worked(Small, Small, Small, Small);
+            sleeper.Worked(Small, Small);
             Assert.False(sleeper.Spin());
             sleeper.FallsAsleep();
             sleeper.Slept();
@@ -295,16 +237,13 @@ public sealed class IdleStrategyTests
         Assert.Equal((0, 0), (_clock.Reads, _clock.CoarseReads));
     }
 
-    /// <summary>Bursts of nothing but data.</summary>
-    private void Work(uint received, uint sent) => _idle.Worked(received, sent, received, sent);
-
     /// <summary>Something is sent, and the answer comes after so much time: awake, or at the latest so long after falling asleep.</summary>
     /// <returns>Whether a spin saw it come.</returns>
     private bool Question(int answerAfter, int asleep = 100)
     {
-        Work(0, Small);
+        _idle.Worked(0, Small);
         bool seen = Wait(answerAfter, asleep);
-        Work(Small, 0);
+        _idle.Worked(Small, 0);
         return seen;
     }
 

@@ -38,16 +38,10 @@ internal sealed unsafe class ChannelPath
     public uint ReceivedBurstBytes => _receive.BurstBytes;
 
     /// <summary>Of the last pump, see there.</summary>
-    public uint ReceivedBurstData => _receive.BurstData;
-
-    /// <summary>Of the last pump, see there.</summary>
     public uint BulkBurstBytes => _receive.BulkBurstBytes;
 
     /// <summary>Of the last pump, see there.</summary>
     public uint SentBurstBytes => _transmit.BurstBytes;
-
-    /// <summary>Of the last pump, see there.</summary>
-    public uint SentBurstData => _transmit.BurstData;
 
     /// <summary>Why the data loop stopped serving this channel; null while it does. For any thread.</summary>
     public Exception? Fault => Volatile.Read(ref _fault);

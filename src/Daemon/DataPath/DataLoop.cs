@@ -169,8 +169,6 @@ internal sealed unsafe class DataLoop : IDisposable
             int packets = 0;
             uint received = 0;
             uint sent = 0;
-            uint receivedData = 0;
-            uint sentData = 0;
             bool beside = _idle.PeersRunBeside;
             foreach (ChannelPath path in _paths)
             {
@@ -191,8 +189,6 @@ internal sealed unsafe class DataLoop : IDisposable
                 packets += path.ReceivedBurstPackets;
                 received += path.ReceivedBurstBytes;
                 sent += path.SentBurstBytes;
-                receivedData += path.ReceivedBurstData;
-                sentData += path.SentBurstData;
             }
 
             if (Volatile.Read(ref _command) is not null)
@@ -202,7 +198,7 @@ internal sealed unsafe class DataLoop : IDisposable
 
             if (worked)
             {
-                _idle.Worked(received, sent, receivedData, sentData);
+                _idle.Worked(received, sent);
                 _turn.Received(packets, received, beside);
                 if (Volatile.Read(ref _tellOfTraffic))
                 {

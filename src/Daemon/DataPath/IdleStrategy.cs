@@ -43,9 +43,6 @@ internal sealed class IdleStrategy
     internal const uint BulkBytes = 16 * 1024;
     internal const int SmallBursts = 64;
 
-    /// <summary>So many bytes in one direction, and nothing but acknowledgements in the other, are bulk, too, however small each burst: nobody waits for an answer.</summary>
-    internal const uint OneWayBytes = 64 * 1024;
-
     /// <summary>
     /// Milliseconds between two looks at whether something else in this guest waits for a processor while we spin, which giving way alone
     /// does not prevent: the scheduler lets a thread that has slept catch up first.
@@ -65,8 +62,6 @@ internal sealed class IdleStrategy
     private readonly Expectation _application;
     private Expectation _awaited;
     private int _bulk;
-    private uint _receivedOneWay;
-    private uint _sentOneWay;
     private int _turns;
     private long _begun;
     private long _since;
@@ -91,11 +86,7 @@ internal sealed class IdleStrategy
     public bool PeersRunBeside => _mode == IdleMode.Poll || _peer.HasPaid;
 
     /// <summary>There was work: bursts of so many bytes, or of none.</summary>
-    /// <param name="received">In all.</param>
-    /// <param name="sent">In all.</param>
-    /// <param name="receivedData">Of these, bytes of frames that are more than acknowledgements.</param>
-    /// <param name="sentData">Likewise.</param>
-    public void Worked(uint received, uint sent, uint receivedData, uint sentData)
+    public void Worked(uint received, uint sent)
     {
         if (_mode != IdleMode.Adaptive)
         {
@@ -108,10 +99,7 @@ internal sealed class IdleStrategy
             _awaited.Paid();
         }
 
-        _receivedOneWay = sentData != 0 ? 0 : Math.Min(OneWayBytes, _receivedOneWay + receivedData);
-        _sentOneWay = receivedData != 0 ? 0 : Math.Min(OneWayBytes, _sentOneWay + sentData);
-        bool isBulk = Math.Max(received, sent) >= BulkBytes || Math.Max(_receivedOneWay, _sentOneWay) == OneWayBytes;
-        _bulk = isBulk ? SmallBursts : Math.Max(0, _bulk - 1);
+        _bulk = Math.Max(received, sent) >= BulkBytes ? SmallBursts : Math.Max(0, _bulk - 1);
         _awaited = sent != 0 ? _peer : _application;
     }
 
@@ -149,12 +137,7 @@ internal sealed class IdleStrategy
     {
         if (_mode == IdleMode.Adaptive)
         {
-            long waited = _clock.Milliseconds - _asleepSince;
-            _awaited.Waited(waited);
-            if (waited >= ShortMilliseconds)
-            {
-                _receivedOneWay = _sentOneWay = 0; // what comes now is something else
-            }
+            _awaited.Waited(_clock.Milliseconds - _asleepSince);
         }
     }
 

@@ -57,9 +57,6 @@ internal sealed unsafe class ReceivePath
     /// <summary>Their bytes.</summary>
     public uint BurstBytes { get; private set; }
 
-    /// <summary>Of these, bytes of frames that are more than acknowledgements.</summary>
-    public uint BurstData { get; private set; }
-
     /// <summary>Of these, bytes of great frames that the kernel took over.</summary>
     public uint BulkBurstBytes { get; private set; }
 
@@ -110,7 +107,6 @@ internal sealed unsafe class ReceivePath
         Span<byte> copy = stackalloc byte[OffloadHeader.MostBytes];
         int packets = 0;
         uint bytes = 0;
-        uint data = 0;
         uint bulk = 0;
         for (; packets < Frames.BurstPackets && bytes < Frames.BurstBytes && _ring.TryPeek(out RingSegments frame); packets++)
         {
@@ -132,7 +128,6 @@ internal sealed unsafe class ReceivePath
             Span<byte> header = copy[..(int)Math.Min(length, OffloadHeader.MostBytes)];
             frame.CopyTo(header);
             CheckAddresses(header);
-            data += Frames.CarriesData(header, length) ? length : 0;
 
             // Dom0's filter would have dropped it, and the peer need not be hostile for that: a guest may forward for others.
             if (_sources is not null && !_sources.Permit(header[Frames.VnetHeaderBytes..]))
@@ -174,7 +169,6 @@ internal sealed unsafe class ReceivePath
 
         BurstPackets = packets;
         BurstBytes = bytes;
-        BurstData = data;
         BulkBurstBytes = bulk;
         _events.Owe(_ring.Publish(), bytes);
         return packets > 0;

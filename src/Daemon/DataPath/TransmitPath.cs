@@ -69,9 +69,6 @@ internal sealed unsafe class TransmitPath
     /// <summary>Bytes that the last pump put into the ring.</summary>
     public uint BurstBytes { get; private set; }
 
-    /// <summary>Of these, bytes of frames that are more than acknowledgements.</summary>
-    public uint BurstData { get; private set; }
-
     /// <summary>Epoll reported the TAP readable.</summary>
     public void TapReadable() => _tapReady = true;
 
@@ -90,7 +87,6 @@ internal sealed unsafe class TransmitPath
     public bool Pump()
     {
         BurstBytes = 0;
-        BurstData = 0;
         return (_tapReady || _slot.Queued != _drained) && Transmit();
     }
 
@@ -210,6 +206,7 @@ internal sealed unsafe class TransmitPath
     {
         iovec* vectors = stackalloc iovec[2];
         Span<byte> copy = stackalloc byte[OffloadHeader.MostBytes];
+        Span<byte> header = copy[..Frames.HeaderBytes];
         ulong queued = _slot.Queued; // before the reads: frames that are read, or were refused by the queue after all, when it is empty
         // Where the count alone tells of frames, they are read and no look is spent on whether there are more: what comes later is counted, too.
         // What was not counted as expected (the filter runs before the queue) is found at epoll's word.
@@ -219,7 +216,6 @@ internal sealed unsafe class TransmitPath
         bool empty = false;
         int packets = 0;
         uint bytes = 0;
-        uint data = 0;
         for (; packets < Frames.BurstPackets && bytes < Frames.BurstBytes && (ulong)packets < known; packets++)
         {
             if (!_ring.TryReserve(out RingSegments room))
@@ -256,7 +252,6 @@ internal sealed unsafe class TransmitPath
                 continue;
             }
 
-            Span<byte> header = copy[..(int)Math.Min(length, Frames.MostWithoutData)];
             room.CopyTo(header);
             if (Frames.Destination(header) != _peerMac || Frames.Source(header) != _ownMac)
             {
@@ -271,7 +266,6 @@ internal sealed unsafe class TransmitPath
                 InnerChecksum.Complete(record, head);
             }
 
-            data += Frames.CarriesData(header, (uint)length) ? (uint)length : 0;
             _ring.Commit((uint)length);
             bytes += (uint)length;
             Packets++;
@@ -280,7 +274,6 @@ internal sealed unsafe class TransmitPath
 
         Drained((uint)packets, queued, empty);
         BurstBytes = bytes;
-        BurstData = data;
         _events.Owe(_ring.Publish(), bytes);
         return packets > 0;
     }
