@@ -23,6 +23,7 @@ Option<string[]> only = new("--only")
     DefaultValueFactory = _ => [""],
 };
 Option<string?> save = new("--save") { Description = "Add the tables to this file with .md after its name and the figures to the one with .csv, and draw the charts beside them. With --migration: write .csv and .svg." };
+Option<string?> draw = new("--draw") { Description = "Draw instead the charts of such a file anew." };
 Option<bool> profile = new("--profile") { Description = "Print instead where the instructions of a ping and of 64 KiB go, by function; on the first host, by the one way given, or else in the default mode." };
 Option<string?> gate = new("--gate") { Description = "Compare instead the instructions of a ping and of 64 KiB, on the host with one processor, with those that this file has; fails when they are over 5 % more." };
 Option<bool> record = new("--record") { Description = "With --gate: write the file." };
@@ -31,7 +32,7 @@ Option<bool> migration = new("--migration") { Description = "Draw instead how ma
 RootCommand root = new("""
     Measures netfront against XenLoop on real Xen: the same guests, the same programs, one run. The host is emulated;
     each of its processors executes an instruction a nanosecond, so figures are exact and repeatable.
-    """) { hosts, kind, release, waysBy, only, save, profile, gate, record, demo, migration };
+    """) { hosts, kind, release, waysBy, only, save, draw, profile, gate, record, demo, migration };
 root.SetAction(async (parsed, cancel) =>
 {
     if (parsed.GetValue(demo))
@@ -42,6 +43,12 @@ root.SetAction(async (parsed, cancel) =>
     if (parsed.GetValue(migration))
     {
         return await Migration.RunAsync(parsed.GetValue(save));
+    }
+
+    if (parsed.GetValue(draw) is { } drawn)
+    {
+        await Report.DrawAsync(drawn);
+        return 0;
     }
 
     BenchHost[] chosen =
@@ -86,11 +93,6 @@ root.SetAction(async (parsed, cancel) =>
     foreach (Table table in tables)
     {
         Console.WriteLine(Report.Markdown(table));
-    }
-
-    if (name is not null)
-    {
-        await Report.DrawAsync(name, tables);
     }
 
     return 0;

@@ -1,5 +1,6 @@
 using System.Globalization;
 using System.Text;
+using XenLoop.Rig;
 
 namespace XenLoop.Bench;
 
@@ -41,22 +42,25 @@ internal static class Report
         return text.ToString();
     }
 
-    /// <summary>Adds the table to NAME.md and the figures to NAME.csv.</summary>
+    /// <summary>Adds the table to NAME.md and the figures to NAME.csv, and draws the charts anew.</summary>
     public static async Task SaveAsync(string name, Table table)
     {
-        DateTime date = DateTime.UtcNow;
         await File.AppendAllTextAsync($"{name}.md", Markdown(table));
         if (!File.Exists($"{name}.csv"))
         {
             await File.WriteAllTextAsync($"{name}.csv", CsvHead + "\n");
         }
 
-        await File.AppendAllLinesAsync($"{name}.csv", Csv(table, date));
+        await File.AppendAllLinesAsync($"{name}.csv", Csv(table, DateTime.UtcNow));
+        await DrawAsync(name);
     }
 
-    /// <summary>Draws the charts NAME-*.svg anew.</summary>
-    public static async Task DrawAsync(string name, Table[] tables)
+    /// <summary>Draws the charts NAME-*.svg of what NAME.csv has last of each host with PVH guests.</summary>
+    public static async Task DrawAsync(string name)
     {
+        string[][] lines = [.. (await File.ReadAllLinesAsync($"{name}.csv")).Skip(1).Select(line => line.Split(',')).Where(line => line[3] == nameof(GuestKind.Pvh))];
+        Way[] ways = [.. Way.All.Where(way => lines.Any(line => line[6] == way.Name))];
+        Table[] tables = [.. BenchHost.All.Select(host => new Table(host, GuestKind.Pvh, [.. Rows(host)], ways)).Where(table => table.Rows.Count > 0)];
         await ChartAsync("round-trips", "Microseconds: round trip of ping; one way of sockperf, median", measurement => measurement.Key switch
         {
             "ping" => "ping",
@@ -68,6 +72,12 @@ internal static class Report
             ? $"{size} x {streams}"
             : null);
         await ChartAsync("requests", "Requests per second", measurement => measurement.Unit == "requests/s" ? measurement.Name : null);
+
+        IEnumerable<(Measurement, Cell[])> Rows(BenchHost host) =>
+            from measurement in Measurements.All
+            let measured = lines.Where(line => line[2] == host.Key && line[4] == measurement.Key).ToArray()
+            where measured.Length > 0
+            select (measurement, ways.Select(way => new Cell([.. measured.Where(line => line[6] == way.Name && line[7].Length > 0).TakeLast(1).Select(line => double.Parse(line[7], CultureInfo.InvariantCulture))], null)).ToArray());
 
         async Task ChartAsync(string chart, string title, Func<Measurement, string?> label)
         {
