@@ -86,8 +86,14 @@ root.SetAction(async (parsed, cancel) =>
         {
             // At once: a host takes long, and another may fail.
             await saving.WaitAsync(CancellationToken.None);
-            await Report.SaveAsync(name, tables[i]);
-            saving.Release();
+            try
+            {
+                await Report.SaveAsync(name, tables[i]);
+            }
+            finally
+            {
+                saving.Release();
+            }
         }
     });
     foreach (Table table in tables)
