@@ -5,7 +5,7 @@ namespace XenLoop.DataPath;
 /// it is full: datagrams are lost there, after all the work for them, or TCP's window closes, and sender and application wait for each other. Not where a
 /// program computes, which would take a whole slice of time each time. (docs/performance.md)
 /// </summary>
-internal sealed class ApplicationTurn(IdleClock? clock = null)
+internal sealed class ApplicationTurn(IdleClock clock)
 {
     /// <summary>Received between two turns. A socket takes some 90 datagrams by default.</summary>
     internal const int Packets = 64;
@@ -19,7 +19,6 @@ internal sealed class ApplicationTurn(IdleClock? clock = null)
     /// <summary>No turn for so many milliseconds after one that was longer.</summary>
     internal const int RestMilliseconds = 128;
 
-    private readonly IdleClock _clock = clock ?? new IdleClock();
     private int _packets;
     private uint _bytes;
     private long _restsUntil;
@@ -36,16 +35,16 @@ internal sealed class ApplicationTurn(IdleClock? clock = null)
 
         _packets = 0;
         _bytes = 0;
-        if (_clock.Milliseconds < _restsUntil)
+        if (clock.Milliseconds < _restsUntil)
         {
             return;
         }
 
-        long begin = _clock.Microseconds;
-        _clock.GiveWay();
-        if (_clock.Microseconds - begin > Longest)
+        long begin = clock.Microseconds;
+        clock.GiveWay();
+        if (clock.Microseconds - begin > Longest)
         {
-            _restsUntil = _clock.Milliseconds + RestMilliseconds;
+            _restsUntil = clock.Milliseconds + RestMilliseconds;
         }
     }
 }

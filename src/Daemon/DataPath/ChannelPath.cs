@@ -86,20 +86,18 @@ internal sealed unsafe class ChannelPath
     }
 
     /// <summary>Moves a burst in each direction. True: something moved.</summary>
-    public bool Pump()
+    /// <param name="tellAtOnce">The peer is to know now what it has asked to be told of, and not when nothing moves any more.</param>
+    public bool Pump(bool tellAtOnce)
     {
         bool received = _receive.Pump();
-        if (_transmit.Pump() | received)
+        bool moved = _transmit.Pump() | received;
+        if (tellAtOnce || !moved)
         {
-            return true;
+            _events.Pay();
         }
 
-        _events.Pay();
-        return false;
+        return moved;
     }
-
-    /// <summary>The peer is to know now what it has asked to be told of.</summary>
-    public void Pay() => _events.Pay();
 
     /// <summary>Asks the peer for the events needed to sleep. False: there is work, do not sleep.</summary>
     /// <exception cref="PeerGoneException">The peer's daemon died.</exception>

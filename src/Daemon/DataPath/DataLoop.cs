@@ -49,6 +49,7 @@ internal sealed unsafe class DataLoop : IDisposable
     public DataLoop(IdleMode mode, int capacity, EventFd faults, IdleClock? clock = null)
     {
         _byId = new ChannelPath?[capacity];
+        clock ??= new IdleClock();
         _idle = new IdleStrategy(mode, clock);
         _turn = new ApplicationTurn(clock);
         _faults = faults;
@@ -179,12 +180,7 @@ internal sealed unsafe class DataLoop : IDisposable
                 }
 
                 _current = path;
-                worked |= path.Pump();
-                if (beside)
-                {
-                    path.Pay();
-                }
-
+                worked |= path.Pump(tellAtOnce: beside);
                 _weight.Received(path.BulkBurstBytes);
                 packets += path.ReceivedBurstPackets;
                 received += path.ReceivedBurstBytes;

@@ -70,10 +70,10 @@ internal sealed class IdleStrategy
     private int _crowded;
     private long _asleepSince;
 
-    public IdleStrategy(IdleMode mode, IdleClock? clock = null)
+    public IdleStrategy(IdleMode mode, IdleClock clock)
     {
         _mode = mode;
-        _clock = clock ?? new IdleClock();
+        _clock = clock;
         _peer = new Expectation(_clock.Milliseconds);
         _application = new Expectation(_clock.Milliseconds);
         _awaited = _application;
